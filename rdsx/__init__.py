@@ -1,0 +1,52 @@
+"""Reliable Datagram Sockets in user space, for trio."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    from rdsx import _fast, _stream
+except ImportError as error:
+    raise ImportError(
+        f"rdsx's compiled modules cannot be loaded ({error}). From a checkout, build them: python -m pip install . (needs a C compiler); "
+        "and do not run Python from inside the checkout unless it was installed with pip install -e ."
+    ) from error
+
+from rdsx import ancillary, errors
+from rdsx.config import NodeConfig
+from rdsx.constants import *  # noqa: F403  re-exported under their kernel names
+from rdsx.engine.events import CongestionChanged, Event, PeerDown, PeerRestarted, PeerUp
+from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError, RdsError, TooManyPeersError
+from rdsx.node import Node, open_node
+from rdsx.sockets import RdsSocket
+from rdsx.statistics import ConnectionStatistics, NodeStatistics, SocketStatistics
+
+try:
+    __version__ = version("rdsx")
+except PackageNotFoundError:
+    __version__ = "0+uninstalled"
+
+del _fast, _stream, PackageNotFoundError, version
+
+__all__ = [
+    "CongestedError",
+    "CongestionChanged",
+    "ConnectionStatistics",
+    "Event",
+    "MessageTooLongError",
+    "Node",
+    "NodeConfig",
+    "NodeStatistics",
+    "NotBoundError",
+    "PeerDown",
+    "PeerRestarted",
+    "PeerUp",
+    "RdsError",
+    "RdsSocket",
+    "SocketStatistics",
+    "TooManyPeersError",
+    "__version__",
+    "ancillary",
+    "errors",
+    "open_node",
+]

@@ -199,7 +199,7 @@ cdef class Path:
     cdef readonly bint local                    # loopback: deliver instead of queue
     cdef BindTable peer_table                   # ... into this table
     cdef readonly CongestionMap foreign         # which of their ports are full
-    cdef public object connection               # the engine's Connection
+    cdef public object supervisor               # who looks after this path in the driver
     cdef public bint corked                     # the driver will look at this path anyway: no need to mark it dirty
     cdef bint listed                            # already in core.dirty
     cdef list addresses                         # (host, port) tuples lately given to users, by port & 15; or None
@@ -212,6 +212,8 @@ cdef class Path:
     cdef uint64_t tail                          # [cursor, tail) is the send queue
     cdef public uint64_t next_sequence          # the next message's number
     cdef readonly uint64_t retransmitted        # messages sent again, total
+    cdef size_t partial                         # bytes of the message at cursor that its link has already taken
+    cdef public bint held                       # write no messages yet: the peer may have restarted
     cdef uint32_t unacked_packets               # counters of the ACK_REQUIRED policy
     cdef uint64_t unacked_bytes
     cdef uint32_t pongs                         # pongs in the ring

@@ -171,7 +171,7 @@ class Path:
     scope: int
     local: bool
     foreign: CongestionMap
-    connection: Any
+    supervisor: Any
     corked: bool
     next_sequence: int
     retransmitted: int
@@ -179,6 +179,7 @@ class Path:
     queued_bytes: int
     paused: bool
     peer_acks: bool
+    held: bool
     ack_due: int
     def __init__(
         self,
@@ -210,8 +211,10 @@ class Path:
         """The link is gone: what was picked up and is not acknowledged goes again, first and flagged."""
     def retire_written(self, acked_bytes: int) -> int:
         """Forget messages that end at or before this offset of the link's stream; returns how many."""
+    def resume(self, ack: int) -> None:
+        """The peer is the one we know and has everything up to `ack`: write messages again, from the next one."""
     def flush(self) -> int:
-        """The peer restarted: drop what its old life may have seen; returns how many messages. reset() comes first."""
+        """The peer restarted: drop what its former life may have seen, expect any sequence; returns how many messages went."""
     def clear(self) -> None:
         """Drop everything, for good."""
     def pending_to(self, owner: Endpoint, dport: int = -1) -> int:

@@ -265,7 +265,7 @@ cdef class Reassembly:
 
     @property
     def pending_bytes(self):
-        return self.filled
+        return 0 if self.payload is None else self.filled
 
     def feed(self, const unsigned char[::1] fragment not None):
         cdef Header header
@@ -542,6 +542,7 @@ cdef enum:
     NO_ROUTE = 4
 
 
+@cython.no_gc_clear                 # __dealloc__ needs the table, also when a cycle is collected
 cdef class Endpoint:
     def __cinit__(self, uint32_t send_limit, uint32_t receive_limit):
         self.send_limit = send_limit
@@ -550,6 +551,9 @@ cdef class Endpoint:
 
     def __dealloc__(self):
         cdef Received* received
+        if self.bound:              # dropped without close(): the table must not find what is left of it
+            self.table.pages[self.port >> 8][self.port & 255] = NULL
+            self.table.count -= 1
         while self.queued:
             received = &self.ring[self.head & (self.capacity - 1)]
             Py_DECREF(<object>received.payload)
@@ -666,6 +670,8 @@ cdef class Endpoint:
 
     cdef int submit_one(self, object data, object address) except -1:
         cdef object found
+        if self.table is None:
+            raise ValueError("submit needs a bound endpoint")
         if type(address) is not tuple or (len(<tuple>address) != 2 and (len(<tuple>address) != 4 or (<tuple>address)[3])):
             return NO_ROUTE
         found = self.table.routes.get((<tuple>address)[0])
@@ -677,6 +683,8 @@ cdef class Endpoint:
         """Queue one message for `dport` at the other end of `path`, or say why not."""
         cdef object payload
         cdef Py_ssize_t length
+        if self.table is None or path is None:
+            raise ValueError("submit needs a bound endpoint and a path")
         if PyBytes_CheckExact(data):
             payload = data
         elif isinstance(data, (str, int)):
@@ -704,10 +712,11 @@ cdef class Endpoint:
         return self.submit_one(data, address)
 
     def submit_many(self, list messages not None, Py_ssize_t start=0):
-        cdef Py_ssize_t count = len(messages)
         cdef object message
+        if start < 0:
+            raise ValueError(f"start is an index, not {start}")
         self.code = SENT
-        while start < count:
+        while start < len(messages):    # anew each time: a buffer of the caller's may run code that changes the list
             message = messages[start]
             if type(message) is not tuple or len(<tuple>message) != 2:
                 raise TypeError(f"sendmmsg takes (data, address) tuples, not {message!r}")
@@ -756,7 +765,7 @@ cdef class Endpoint:
 cdef enum:
     MARK_PONG = 1                   # counted in path.pongs
     MARK_ANNOUNCEMENT = 2           # the unsolicited probe pong: one in the ring is enough
-    MARK_CANCELLED = 4              # cancelled while half written: finish it, never resend it
+    MARK_CANCELLED = 4              # not to be sent again: cancelled while half written, or meant for a peer's former life
 
 cdef class Path:
     def __cinit__(self, BindTable table not None, str host not None, CongestionMap foreign not None, *, uint64_t first_sequence=1,
@@ -876,14 +885,14 @@ cdef class Path:
             self.capacity = 0
 
     cdef void remove(self, Endpoint owner, int dport, uint8_t marks):
-        """Take messages out of the ring: those with one of `marks`, or else those of `owner` to `dport` (-1: to any). The one at
-        the cursor may be half written: it loses its owner and its turn to be resent, but its bytes still go out."""
+        """Take messages out of the ring: those with one of `marks`, or else those of `owner` to `dport` (-1: to any). A half-written
+        one loses its owner and its turn to be resent, but the rest of its bytes still goes out."""
         cdef uint64_t index = self.head, to = self.head, cursor = self.cursor, picked = self.picked
         cdef Sent* slot
         while index != self.tail:
             slot = self.slot(index)
             if slot.marks & marks or (not marks and slot.owner == <PyObject*>owner and (dport < 0 or slot.dport == dport)):
-                if index == self.cursor and index < self.picked and not marks:
+                if index == self.cursor and self.partial:
                     self.disown(slot)
                     slot.marks |= MARK_CANCELLED
                 else:
@@ -963,6 +972,7 @@ cdef class Path:
             if self.peer_acks:
                 slot.flags |= FLAG_ACK_REQUIRED
             index += 1
+        self.partial = 0
         self.remove(None, -1, MARK_CANCELLED)
         self.cursor = self.head
         self.unacked_packets = self.core.max_unacked_packets
@@ -970,19 +980,32 @@ cdef class Path:
         self.corked = False
         self.ack_due = ACK_NONE
         self.map_owed = True
+        self.held = False
         self.core.counters[C_CONN_RESET] += 1
 
-    def flush(self):
-        """The peer restarted: what its old life may have seen must not reach the new one. Returns how many messages went.
-        The caller resets the path first, so that no link holds a message half written."""
-        cdef uint64_t dropped = self.picked - self.head
-        while self.head != self.picked:
+    def resume(self, uint64_t ack):
+        """The peer is the one we know and has received everything up to `ack`: go on from there."""
+        while self.head != self.picked and not self.partial and self.slot(self.head).sequence <= ack:
             self.release(self.slot(self.head))
             self.head += 1
-        self.cursor = self.head
+        if self.cursor < self.head:
+            self.cursor = self.head
+        self.held = False
+        self.mark_dirty()
+
+    def flush(self):
+        """The peer restarted: what its former life may have seen must not reach the new one. Returns how many messages went."""
+        cdef uint64_t index = self.head, before = self.tail - self.head
+        while index != self.picked:
+            self.slot(index).marks |= MARK_CANCELLED
+            index += 1
+        self.remove(None, -1, MARK_CANCELLED)
         self.next_receive = 0
-        self.core.counters[C_SEND_FLUSHED] += dropped
-        return dropped
+        self.ack_due = ACK_NONE
+        self.held = False
+        self.mark_dirty()
+        self.core.counters[C_SEND_FLUSHED] += before - (self.tail - self.head)
+        return before - (self.tail - self.head)
 
     def clear(self):
         """Drop everything, for good: the node closes."""
@@ -990,8 +1013,9 @@ cdef class Path:
             self.release(self.slot(self.head))
             self.head += 1
         self.cursor = self.picked = self.head
+        self.partial = 0
         self.shrink()
-        self.connection = None
+        self.supervisor = None
 
     def pending_to(self, Endpoint owner not None, int dport=-1):
         """How many messages of `owner` to `dport` (-1: any port) wait for acknowledgement here."""
@@ -1107,7 +1131,7 @@ cdef class Ring:
 
     @property
     def low(self):
-        """Less than a quarter is in use: time to refill a receive ring."""
+        """At most a quarter is in use: time to refill a receive ring."""
         return <uint32_t>(self.allocated - self.freed) <= self.size // 4
 
     def allocate(self, uint32_t wanted):

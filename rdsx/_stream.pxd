@@ -10,8 +10,7 @@ cdef class StreamWriter:
     cdef readonly uint64_t position             # bytes written to this link
     cdef bytes control                          # map or pure ack being written, or None
     cdef size_t control_at
-    cdef size_t partial                         # bytes of the message at path.cursor already written
-    cdef unsigned char header[48]               # its header, as far as it was sent it must not change
+    cdef unsigned char header[48]               # header of the half-written message: as far as it was sent it must not change
     cdef uint64_t ack                           # h_ack of the batch being written
     cdef uint32_t store(self, Sent* slot, unsigned char* target) noexcept
     cdef void pick(self, Sent* slot)
@@ -25,6 +24,7 @@ cdef class StreamReader:
     cdef readonly uint64_t position             # bytes received on this link
     cdef readonly bint heard                    # the first header was seen
     cdef readonly bytes extensions              # of the header that made parse() stop
+    cdef readonly uint64_t ack                  # its h_ack
     cdef readonly uint16_t sport                # its ports
     cdef readonly uint16_t dport
     cdef unsigned char carry[4144]              # a frame that the last read cut off (at most header + FRAGMENT_BYTES)
@@ -40,6 +40,7 @@ cdef class StreamReader:
     cdef readonly uint64_t freed                # ports (mod 64) that the last map set free
     cdef void note(self, Header* header)
     cdef bint is_unwanted(self, Header* header) except -1
+    cdef void take_ack(self, Header* header)
     cdef int take_dropped(self, Header* header) except -1
     cdef int take_frame(self, Header* header, const unsigned char* payload, object whole) except -1
     cdef int begin_large(self, Header* header) except -1

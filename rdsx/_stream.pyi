@@ -27,6 +27,7 @@ class StreamReader:
     position: int
     heard: bool
     extensions: bytes
+    ack: int
     sport: int
     dport: int
     freed: int
@@ -40,6 +41,6 @@ class StreamReader:
     def parse(self) -> int:
         """Take in messages: 0 all used up, 1 first header seen (not acted on), 2 probe taken in, 3 the peer's map changed.
 
-        After 1 and 2 `extensions`, `sport` and `dport` are those of that header; after 3 `freed` is the mask of freed ports.
+        After 1 and 2 `extensions`, `ack`, `sport` and `dport` are those of that header; after 3 `freed` is the mask of freed ports.
         Raises WireError when the stream cannot be trusted any more.
         """

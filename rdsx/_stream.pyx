@@ -7,7 +7,7 @@ path's ring, so it holds no bytes of its own but one header and one map; the rea
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from rdsx._fast cimport *
@@ -36,7 +36,9 @@ cdef class StreamWriter:
         self.path = path
 
     cdef uint32_t store(self, Sent* slot, unsigned char* target) noexcept:
-        store_header(target, slot.sequence, self.ack, slot.length, slot.sport, slot.dport, slot.flags, 0,
+        # A message may have been marked for an earlier peer that acknowledged; a kernel must never see the mark.
+        cdef uint8_t flags = slot.flags if self.path.peer_acks else slot.flags & <uint8_t>~FLAG_ACK_REQUIRED
+        store_header(target, slot.sequence, self.ack, slot.length, slot.sport, slot.dport, flags, 0,
                      NULL if slot.extensions == NULL else <unsigned char*>PyBytes_AS_STRING(<object>slot.extensions))
         return HEADER_BYTES
 
@@ -47,18 +49,18 @@ cdef class StreamWriter:
         cdef unsigned char* staging = core.staging
         cdef list out = []
         cdef uint64_t index = path.cursor
-        cdef size_t used = 0, run = 0, total = 0, at = self.partial, rest
+        cdef size_t used = 0, run = 0, total = 0, at = path.partial, rest
         cdef Sent* slot
         if self.control is None and at == 0:
             if path.map_due:
                 self.start_map()
-            elif path.ack_due == ACK_NOW and index == path.tail:
+            elif path.ack_due == ACK_NOW and (index == path.tail or path.held):
                 self.start_ack()
         if self.control is not None:
             out.append(memoryview(self.control)[self.control_at:])
             total = len(self.control) - self.control_at
         self.ack = path.receive_ack() if path.peer_acks else 0
-        while index != path.tail and total < max_bytes and len(out) < MAX_SEGMENTS:
+        while index != path.tail and total < max_bytes and len(out) < MAX_SEGMENTS and not path.held:
             slot = path.slot(index)
             rest = HEADER_BYTES + slot.length - at
             if used + HEADER_BYTES + (slot.length if slot.length <= SMALL_BYTES else 0) > STAGING_BYTES:
@@ -67,9 +69,6 @@ cdef class StreamWriter:
                 if index >= path.picked:
                     self.pick(slot)
                     path.picked = index + 1
-                elif slot.flags & FLAG_RETRANSMITTED:
-                    path.retransmitted += 1
-                    core.counters[C_SEND_RETRANSMITTED] += 1
                 self.store(slot, staging + used)
                 used += HEADER_BYTES
             elif at < HEADER_BYTES:
@@ -100,7 +99,6 @@ cdef class StreamWriter:
         """First transmission: decide whether the message asks for an acknowledgement."""
         cdef Path path = self.path
         if not path.peer_acks:
-            slot.flags &= <uint8_t>~FLAG_ACK_REQUIRED
             return
         if path.unacked_packets == 0 or path.unacked_bytes < slot.length:
             slot.flags |= FLAG_ACK_REQUIRED
@@ -113,8 +111,12 @@ cdef class StreamWriter:
 
     cdef int start_map(self) except -1:
         cdef Path path = self.path
-        self.control = pack_header(0, 0, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP, 0, path.hello if path.map_owed else b"") + bytes(
-            path.table.congestion)
+        cdef bytes header
+        if path.map_owed:
+            header = pack_header(0, path.receive_ack() if path.peer_acks else 0, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP, 0, path.hello)
+        else:
+            header = pack_header(0, 0, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP)
+        self.control = header + bytes(path.table.congestion)
         self.control_at = 0
         path.map_owed = False
         path.map_version_sent = path.table.congestion.version
@@ -147,24 +149,30 @@ cdef class StreamWriter:
             if self.control_at == <size_t>len(self.control):
                 self.control = None
         while count:
+            if path.cursor == path.picked:
+                raise ValueError(f"{count} bytes more were written than poll() gave out")
             slot = path.slot(path.cursor)
-            take = HEADER_BYTES + slot.length - self.partial
-            if self.partial == 0 and path.peer_acks and path.ack_due:
+            take = HEADER_BYTES + slot.length - path.partial
+            if path.partial == 0 and path.peer_acks and path.ack_due:
                 self.acknowledged()
             if count < take:
-                if self.partial == 0:
+                if path.partial == 0:
                     self.store(slot, self.header)
-                self.partial += count
+                path.partial += count
                 return
+            if slot.flags & FLAG_RETRANSMITTED:
+                path.retransmitted += 1
+                path.core.counters[C_SEND_RETRANSMITTED] += 1
             count -= take
-            self.partial = 0
+            path.partial = 0
             path.cursor += 1
 
     @property
     def idle(self):
         """Nothing is to be written, and nothing is half written."""
-        return (self.control is None and self.partial == 0 and self.path.cursor == self.path.tail
-                and not self.path.map_due and self.path.ack_due != ACK_NOW)
+        cdef Path path = self.path
+        return (self.control is None and path.partial == 0 and path.cursor == path.tail and not path.map_due
+                and path.ack_due != ACK_NOW)
 
 
 # Codes of StreamReader.parse: why it stopped.
@@ -197,6 +205,8 @@ cdef class StreamReader:
     def received(self, size_t count):
         """`count` bytes were read into buffers(). Call parse() until it returns NEED_MORE."""
         cdef size_t take
+        if count > (self.header.length - self.filled + READ_AHEAD_BYTES if self.in_place else SCRATCH_BYTES - self.carried):
+            raise ValueError(f"{count} bytes do not fit into what buffers() gave out")
         self.position += count
         self.path.core.counters[C_STREAM_READS] += 1
         self.path.core.counters[C_STREAM_BYTES_READ] += count
@@ -256,13 +266,13 @@ cdef class StreamReader:
             if rest < HEADER_BYTES:
                 break
             load_header(data + self.at, &header)
+            if header.checksum and not checksum_is_good(data + self.at):
+                core.counters[C_RECV_DROP_BAD_CHECKSUM] += 1
+                raise WireError("bad_checksum", f"header checksum {header.checksum:#06x} at byte {self.position - rest}")
             if not self.heard:
                 self.heard = True
                 self.note(&header)
                 return HELLO
-            if header.checksum and not checksum_is_good(data + self.at):
-                core.counters[C_RECV_DROP_BAD_CHECKSUM] += 1
-                raise WireError("bad_checksum", f"header checksum {header.checksum:#06x} at byte {self.position - rest}")
             if rest - HEADER_BYTES >= header.length:
                 self.at += HEADER_BYTES + header.length
                 code = self.take_frame(&header, data + self.at - header.length, None)
@@ -287,6 +297,7 @@ cdef class StreamReader:
 
     cdef void note(self, Header* header):
         self.extensions = PyBytes_FromStringAndSize(<const char*>header.extensions, EXTENSION_BYTES)
+        self.ack = header.ack
         self.sport = header.sport
         self.dport = header.dport
 
@@ -304,6 +315,7 @@ cdef class StreamReader:
     cdef int begin_large(self, Header* header) except -1:
         """The payload is not all there yet: receive it straight into the object that the user gets, or skip it."""
         cdef bint unwanted
+        self.take_ack(header)
         if header.flags == FLAG_CONG_BITMAP:
             unwanted = header.length != MAP_BYTES
             if unwanted:
@@ -325,6 +337,12 @@ cdef class StreamReader:
         self.filled = 0
         return 0
 
+    cdef void take_ack(self, Header* header):
+        """Every header of a peer that acknowledges carries an ack, also that of a message whose payload nobody gets."""
+        cdef Path path = self.path
+        if path.peer_acks and path.head != path.cursor and header.ack >= path.slot(path.head).sequence:
+            path.retire(header.ack)
+
     cdef int take_dropped(self, Header* header) except -1:
         """A message whose payload nobody gets: keep the sequence and the counters right."""
         cdef Path path = self.path
@@ -342,8 +360,7 @@ cdef class StreamReader:
     cdef int take_frame(self, Header* header, const unsigned char* payload, object whole) except -1:
         """One whole frame: a map, a pure ack or a message."""
         cdef Path path = self.path
-        if path.peer_acks and path.head != path.cursor and header.ack >= path.slot(path.head).sequence:
-            path.retire(header.ack)
+        self.take_ack(header)
         if header.flags == FLAG_CONG_BITMAP:
             if header.length != MAP_BYTES:
                 path.core.counters[C_RECV_DROP_BAD_MAP] += 1

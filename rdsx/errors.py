@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["CongestedError", "MessageTooLongError", "NotBoundError", "RdsError", "WireError"]
+__all__ = ["CongestedError", "MessageTooLongError", "NotBoundError", "RdsError", "TooManyPeersError", "WireError"]
 
 
 class RdsError(OSError):
@@ -33,6 +33,12 @@ class NotBoundError(RdsError):
     """ENOTCONN: the socket is not bound, or no destination was given and it is not connected."""
 
     number = errno.ENOTCONN
+
+
+class TooManyPeersError(RdsError):
+    """EUSERS: the node knows `NodeConfig.max_peers` peers already."""
+
+    number = errno.EUSERS
 
 
 class WireError(Exception):

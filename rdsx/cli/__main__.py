@@ -1,0 +1,6 @@
+"""`python -m rdsx.cli` is `rdsx`."""
+
+from rdsx.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A node's settings. Defaults are the kernel's where the kernel has the setting; every other number says why it is what it is."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from rdsx.constants import RDS_MAX_MSG_SIZE, RDS_TCP_PORT
+
+__all__ = ["NodeConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Settings of one node; times in seconds, sizes in bytes. Raises ValueError naming the field for a value out of range."""
+
+    port: int = RDS_TCP_PORT
+    """TCP port that every node of the cluster listens on. It must be the same everywhere: a node dials the port it listens on."""
+
+    allowed_peers: tuple[str, ...] | None = None
+    """Networks ("10.0.0.0/8", "fd00::/8") or addresses whose connections are taken; None takes all. Refused before any state is kept."""
+
+    reconnect_min_delay_s: float = 0.001
+    """Ceiling of the first random reconnect delay; the very first attempt is immediate (net.rds.reconnect_min_delay_ms)."""
+
+    reconnect_max_delay_s: float = 1.0
+    """The ceiling doubles up to this (net.rds.reconnect_max_delay_ms)."""
+
+    poke_min_delay_s: float = 0.1
+    """The larger address cannot dial for good, it only asks the smaller one to: at most this often at first, then doubling."""
+
+    connect_timeout_s: float = 10.0
+    """Give up one attempt to connect after this; the kernel waits for TCP's own two minutes."""
+
+    hello_timeout_s: float = 10.0
+    """Drop a connection on which a peer has said nothing at all; every RDS peer begins with its congestion map."""
+
+    supersede_drain_s: float = 1.0
+    """How long to read what an old connection still holds when the peer has already made a new one."""
+
+    close_drain_s: float = 5.0
+    """Leaving `open_node` waits at most this for acknowledgements and for peers to close (the kernel's 7.0 drain time)."""
+
+    ack_delay_s: float = 0.002
+    """Longest time an acknowledgement to an rdsx peer waits for a message to ride on; also how often TCP's are polled."""
+
+    send_buffer_bytes: int = 106496
+    """Effective SO_SNDBUF of a new socket: payload bytes queued and not acknowledged (half of net.core.wmem_default)."""
+
+    receive_buffer_bytes: int = 106496
+    """Effective SO_RCVBUF of a new socket: above it the port is congested, below half of it free again."""
+
+    max_buffer_bytes: int = 4194304
+    """Upper limit of both for setsockopt (net.core.wmem_max and rmem_max of 6.18)."""
+
+    max_message_bytes: int = RDS_MAX_MSG_SIZE
+    """Longest message that is sent or stored (RDS_MAX_MSG_SIZE)."""
+
+    max_peer_queued_bytes: int = 67108864
+    """Hard cap on what one peer may have in our receive queues; above it its connection is not read."""
+
+    max_node_queued_bytes: int = 268435456
+    """Hard cap on all receive queues of the node together."""
+
+    max_peers: int = 4096
+    """Connections to more peers than this are refused."""
+
+    max_unacked_packets: int = 8
+    """Ask an rdsx peer for an acknowledgement after so many messages without (net.rds.max_unacked_packets)."""
+
+    max_unacked_bytes: int = 16777216
+    """... or so many bytes (net.rds.max_unacked_bytes)."""
+
+    ping_enable: bool = True
+    """Answer pings to port 0, probes included (net.rds.ping_enable)."""
+
+    keepalive_idle_s: int = 5
+    """TCP keepalive, as rds_tcp sets it: first probe after this much silence,"""
+
+    keepalive_interval_s: int = 5
+    """then one every so often,"""
+
+    keepalive_probes: int = 5
+    """and dead after so many unanswered: about 30 s."""
+
+    yield_interval_s: float = 0.001
+    """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
+
+    sequence_base: int | None = None
+    """First sequence number of each path; None takes the wall clock in nanoseconds, so that a restarted node never goes back."""
+
+    seed: int | None = None
+    """Seed of generation number, backoff jitter and port choice, for tests; None takes the system's entropy."""
+
+    def __post_init__(self) -> None:
+        for name in ("port", "max_buffer_bytes", "max_message_bytes", "max_peers", "max_unacked_packets", "max_unacked_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"NodeConfig.{name} must be positive, not {getattr(self, name)}")
+        for name in ("send_buffer_bytes", "receive_buffer_bytes", "max_peer_queued_bytes", "max_node_queued_bytes"):
+            if not 1 <= getattr(self, name) < 2**32:
+                raise ValueError(f"NodeConfig.{name} must be 1..{2**32 - 1} bytes, not {getattr(self, name)}")
+        for name in self.__slots__:
+            if name.endswith("_s") and getattr(self, name) < 0:
+                raise ValueError(f"NodeConfig.{name} is a time in seconds and cannot be {getattr(self, name)}")
+        if self.port > 65535:
+            raise ValueError(f"NodeConfig.port must be 1..65535, not {self.port}")
+        if self.max_message_bytes > RDS_MAX_MSG_SIZE:
+            raise ValueError(f"NodeConfig.max_message_bytes must be at most {RDS_MAX_MSG_SIZE}, not {self.max_message_bytes}")
+        if self.reconnect_min_delay_s > self.reconnect_max_delay_s:
+            raise ValueError(
+                f"NodeConfig.reconnect_min_delay_s ({self.reconnect_min_delay_s}) exceeds reconnect_max_delay_s ({self.reconnect_max_delay_s})"
+            )
+        for network in self.allowed_peers or ():
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"NodeConfig.allowed_peers: {error}; write a network such as '10.0.0.0/8'") from None

@@ -1,0 +1,57 @@
+"""Frozen records that `statistics()` methods return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["ConnectionStatistics", "NodeStatistics", "SocketStatistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class SocketStatistics:
+    """One socket. Bytes are payload bytes; `unacknowledged_*` is the send queue, `queued_*` the receive queue."""
+
+    sent_messages: int
+    received_messages: int
+    unacknowledged_messages: int
+    unacknowledged_bytes: int
+    queued_messages: int
+    queued_bytes: int
+    congested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """One connection. `kind`: "rdsx", "kernel", "local", or None while the peer has never spoken. `links` counts the transport
+    connections on which it has; `next_tx_seq` and `next_rx_seq` are the kernel's."""
+
+    local: str
+    peer: str
+    transport: str
+    state: str
+    kind: str | None
+    generation: int | None
+    links: int
+    reconnects: int
+    next_tx_seq: int
+    next_rx_seq: int
+    send_queue_messages: int
+    retransmit_queue_messages: int
+    retransmitted_messages: int
+    queued_bytes: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """A node. `counters`: the kernel's names where it has the counter. `drops`: reason -> how many connections ended or were refused
+    for it. `missed_events`: events that slow subscribers did not get."""
+
+    addresses: tuple[str, ...]
+    sockets: int
+    queued_bytes: int
+    missed_events: int
+    counters: Mapping[str, int]
+    drops: Mapping[str, int]
+    connections: tuple[ConnectionStatistics, ...]

@@ -1,0 +1,174 @@
+"""One connection's task: it makes links, one after another, and carries out what the engine's `Connection` decides.
+
+The task waits for a link the peer has dialled, or dials when it is time, and runs the link to its end; then again. Links never
+overlap: a newer one waits until the older one is read to its end, because a peer whose TCP has acknowledged bytes may count on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from rdsx.addresses import Host
+from rdsx.engine.connection import Connection
+from rdsx.engine.states import State
+from rdsx.transports.base import ByteStream
+from rdsx.transports.signal import Signal
+from rdsx.transports.stream import StreamLink, reason_of
+
+if TYPE_CHECKING:
+    from rdsx.node import Node
+
+__all__ = ["Supervisor"]
+
+log = logging.getLogger("rdsx.connection")
+
+MAX_OFFERED = 8  # links a peer has made and given up while we still read an older one
+
+
+class Supervisor:
+    """Drives one `Connection`. Also the `LinkOwner` of its current link."""
+
+    def __init__(self, node: Node, connection: Connection, local: Host, remote: Host) -> None:
+        self.connection = connection
+        self.link: StreamLink | None = None
+        self._node = node
+        self._local = local
+        self._remote = remote
+        self._signal = Signal()
+        self._offered: deque[ByteStream] = deque()
+        self._dialling: trio.CancelScope | None = None
+        self._refused = False
+
+    # -- the task
+
+    async def run(self) -> None:
+        """Until cancelled, or until the node closes."""
+        try:
+            while not self._node.closing:
+                stream = await self._next_stream()
+                await self._carry(stream)
+        finally:
+            for stream in self._offered:
+                stream.close()
+
+    async def _next_stream(self) -> ByteStream:
+        connection = self.connection
+        while True:
+            if self._offered:
+                connection.accepting()
+                return self._offered.popleft()
+            at_s = connection.dial_at()
+            if at_s > trio.current_time():
+                connection.path.corked = False
+                with trio.move_on_at(at_s):
+                    await self._signal.wait()
+                continue
+            stream = await self._dial()
+            if stream is not None:
+                return stream
+
+    async def _dial(self) -> ByteStream | None:
+        """Connect; None when there is no stream to use: it failed, it was only a poke, or the peer's own link came first."""
+        connection = self.connection
+        connection.dialling()
+        connection.path.corked = True
+        stream: ByteStream | None = None
+        reason = "connect_timeout"
+        with trio.move_on_after(self._node.config.connect_timeout_s) as self._dialling:
+            try:
+                stream = await self._node.network.connect(self._local, self._remote, self._node.config.port)
+            except OSError as error:
+                reason = reason_of(error)
+        self._dialling = None
+        if stream is not None and connection.dials:
+            return stream
+        now_s = trio.current_time()
+        if stream is not None:
+            stream.close()
+            connection.poked(now_s)
+        else:
+            connection.dial_failed(now_s)
+            if not self._offered:
+                self._node.count_drop(reason)
+                if not self._refused:
+                    self._refused = True
+                    log.info("%s -> %s: cannot connect: %s; trying again", connection.local, connection.peer, reason)
+        return None
+
+    async def _carry(self, stream: ByteStream) -> None:
+        connection, config = self.connection, self._node.config
+        connection.established()
+        self._refused = False
+        self.link = StreamLink(stream, connection.path, self, hello_timeout_s=config.hello_timeout_s)
+        if self._offered:
+            self.link.supersede(config.supersede_drain_s)
+        try:
+            reason = await self.link.run()
+        finally:
+            self.link = None
+        if connection.state is State.UP:
+            connection.dropped()
+        connection.shutting()
+        connection.gone(reason, trio.current_time())
+        self._node.count_drop(reason)
+        log.info("%s -> %s: link ended: %s", connection.local, connection.peer, reason)
+        self._node.attend()
+
+    # -- what others tell us
+
+    def kick(self) -> None:
+        """The path has something to transmit."""
+        if self.link is not None:
+            self.link.kick()
+        else:
+            self.connection.path.corked = True
+            self._signal.set()
+
+    def offer(self, stream: ByteStream) -> None:
+        """The smaller address has dialled us: this is the link to use, once the older ones are read to their end."""
+        if len(self._offered) >= MAX_OFFERED:
+            self._offered.popleft().close()
+            self._node.count_drop("superseded")
+        self._offered.append(stream)
+        if self.link is not None:
+            self.link.supersede(self._node.config.supersede_drain_s)
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._signal.set()
+
+    def poked_by_peer(self) -> None:
+        """The larger address has dialled us: it wants us to dial."""
+        self.connection.poked_by_peer()
+        self._signal.set()
+
+    def reset(self) -> None:
+        """Drop the link, if there is one, for the user."""
+        if self.link is not None:
+            self.connection.dropped()
+            self.link.drop("reset_by_user")
+
+    # -- LinkOwner
+
+    def heard_hello(self, extensions: bytes, ack: int) -> None:
+        self.connection.heard_hello(extensions, ack)
+        log.info("%s -> %s: peer is %s", self.connection.local, self.connection.peer, self.connection.kind)
+
+    def heard_probe(self, extensions: bytes, sport: int) -> None:
+        self.connection.heard_probe(extensions, sport, answer=self._node.config.ping_enable)
+
+    def heard_map(self, freed: int) -> None:
+        self.connection.heard_map()
+        self._node.map_changed(self.connection.path.foreign, freed)
+
+    def wall_clock_s(self) -> float:
+        return self._node.wall_clock_s()
+
+    def attend(self) -> None:
+        self._node.attend()
+
+    def owes_acks(self) -> None:
+        self._node.owes_acks(self)

@@ -1,0 +1,235 @@
+"""A link over a byte stream: one reader and one writer task between a `ByteStream` and a `Path`.
+
+The way of a message out: `kick()` writes at once what the path holds, and until the writer task has had its turn further messages
+only gather (the path is *corked*), so that a lone message leaves without delay and many of one scheduler tick leave in one system
+call. The way in: read, parse, report, until the stream is empty. Invariant: a path is corked exactly while the writer task is sure
+to look at it again.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import trio
+
+from rdsx._fast import Path
+from rdsx._stream import StreamReader, StreamWriter
+from rdsx.errors import WireError
+from rdsx.transports.base import ByteStream, LinkOwner
+from rdsx.transports.signal import Signal
+
+__all__ = ["StreamLink"]
+
+READ_TURN_BYTES = 1048576  # let other tasks run after reading this much in one go
+
+# What StreamReader.parse() stops for, and what Path.ack_due says.
+HELLO, PROBE, NEW_MAP = 1, 2, 3
+ACK_LATER, ACK_NOW = 1, 2
+
+REASONS = {
+    errno.ECONNRESET: "reset_by_peer",
+    errno.EPIPE: "reset_by_peer",
+    errno.ETIMEDOUT: "peer_silent",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.ECONNREFUSED: "refused",
+}
+
+
+def reason_of(error: OSError) -> str:
+    """The name under which a broken stream is counted."""
+    return REASONS.get(error.errno or 0, "stream_error")
+
+
+class StreamLink:
+    """See `transports.base.Link`. Owns the stream and closes it."""
+
+    def __init__(self, stream: ByteStream, path: Path, owner: LinkOwner, *, hello_timeout_s: float) -> None:
+        self._stream = stream
+        self._path = path
+        self._owner = owner
+        self._hello_timeout_s = hello_timeout_s
+        self._reader = StreamReader(path)
+        self._writer = StreamWriter(path)
+        self._write_signal = Signal()
+        self._read_signal = Signal()
+        self._scope = trio.CancelScope()
+        self._full = False  # the stream took less than it was offered
+        self._silent = False  # nothing more is to be written
+        self._finish_wanted = False
+        self._reason: str | None = None
+
+    async def run(self) -> str:
+        """Carry messages until the link ends; see Link.run()."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_loop)
+                self.kick()
+                with self._scope:
+                    ended = await self._read_loop()
+                    self._reason = self._reason or ended
+                nursery.cancel_scope.cancel()
+        finally:
+            self._silent = True
+            self._path.corked = True
+            self._collect_stream_acks()
+            self._stream.close()
+        return self._reason or "drained"
+
+    def kick(self) -> None:
+        self._path.corked = True
+        if not self._full:
+            self._transmit()
+        self._write_signal.set()
+
+    def resume(self) -> None:
+        self._read_signal.set()
+
+    def tick(self) -> bool:
+        path = self._path
+        if not path.peer_acks:
+            self._collect_stream_acks()
+            return path.retransmit_queue > 0
+        if path.ack_due == ACK_LATER:
+            path.ack_due = ACK_NOW
+            self.kick()
+        return False
+
+    def supersede(self, drain_s: float) -> None:
+        self._silent = True
+        self._reason = self._reason or "superseded"
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + drain_s)
+        self._read_signal.set()
+
+    def finish(self, drain_s: float) -> None:
+        self._finish_wanted = True
+        self._reason = self._reason or "closing"
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + drain_s)
+        self._write_signal.set()
+        self._read_signal.set()
+
+    def drop(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._silent = True
+        self._stream.abort()
+        self._scope.cancel()
+
+    # -- writing
+
+    async def _write_loop(self) -> None:
+        while not self._silent:
+            if self._full:
+                try:
+                    await self._stream.wait_writable()
+                except OSError as error:
+                    self._broken(error)
+                    return
+                self._full = False
+            else:
+                await self._write_signal.wait()
+            self._transmit()
+            self._path.corked = self._full
+            if self._finish_wanted and not self._full:
+                self._silent = True
+                try:
+                    self._stream.shutdown_write()
+                except OSError as error:
+                    self._broken(error)
+
+    def _transmit(self) -> None:
+        """Write until nothing is left or the stream is full."""
+        writer = self._writer
+        while not self._silent and not self._full:
+            buffers = writer.poll()
+            if buffers is None:
+                break
+            try:
+                count = self._stream.send(buffers)
+            except BlockingIOError:
+                writer.written(0)
+                self._full = True
+            except OSError as error:
+                self._broken(error)
+            else:
+                writer.written(count)
+        if not self._path.peer_acks and self._path.retransmit_queue:
+            self._owner.owes_acks()
+
+    def _broken(self, error: OSError) -> None:
+        """The stream cannot be written. What the peer sent before may still be there: the reader goes on to the end of it."""
+        self._silent = True
+        self._reason = self._reason or reason_of(error)
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._hello_timeout_s)
+
+    # -- reading
+
+    async def _read_loop(self) -> str:
+        """Read to the end; returns why it ended."""
+        with trio.move_on_after(self._hello_timeout_s) as silence:
+            try:
+                await self._stream.wait_readable()
+            except OSError as error:
+                return reason_of(error)
+        if silence.cancelled_caught:
+            self._stream.abort()
+            return "peer_silent"
+        turn = 0
+        while True:
+            try:
+                count = self._stream.receive_into(self._reader.buffers())
+            except BlockingIOError:
+                turn = 0
+                try:
+                    await self._stream.wait_readable()
+                except OSError as error:
+                    return reason_of(error)
+                continue
+            except OSError as error:
+                return reason_of(error)
+            if count == 0:
+                return "closed_by_peer"
+            self._reader.received(count)
+            try:
+                self._take_in()
+            except WireError as error:
+                self._owner.attend()
+                self._stream.abort()
+                return error.reason
+            self._owner.attend()
+            turn += count
+            if self._path.paused and not self._silent:
+                await self._wait_unpaused()
+                turn = 0
+            if turn > READ_TURN_BYTES:
+                await trio.lowlevel.checkpoint()
+                turn = 0
+
+    def _take_in(self) -> None:
+        """Parse all that was read, stopping for what only the owner can decide."""
+        reader, owner, path = self._reader, self._owner, self._path
+        path.core.now_s = owner.wall_clock_s()
+        while code := reader.parse():
+            if code == HELLO:
+                owner.heard_hello(reader.extensions, reader.ack)
+            elif code == PROBE:
+                owner.heard_probe(reader.extensions, reader.sport)
+            else:
+                owner.heard_map(reader.freed)
+        if path.ack_due == ACK_LATER:
+            owner.owes_acks()
+
+    async def _wait_unpaused(self) -> None:
+        while self._path.paused and not (self._silent or self._finish_wanted):
+            await self._read_signal.wait()
+
+    def _collect_stream_acks(self) -> None:
+        """Towards a peer that does not acknowledge at our level: retire what its TCP has acknowledged, but nothing (rule R1) on a
+        link on which it has not spoken, and nothing once the stream is broken, when the count means nothing."""
+        if self._path.peer_acks or not self._reader.heard:
+            return
+        try:
+            waiting = self._stream.unacknowledged()
+        except OSError:
+            return
+        self._path.retire_written(self._writer.position - waiting)
+        self._owner.attend()
