@@ -47,8 +47,11 @@ class Host:
     @property
     def is_usable(self) -> bool:
         """Unicast: something a socket can be bound to or a message sent to."""
-        ip = self.ip
-        return not (ip.is_multicast or ip.is_unspecified or (ip.version == 4 and int(ip) == 0xFFFFFFFF) or (ip.is_link_local and ip.version == 6 and not self.scope))
+        if self.ip.is_multicast or self.ip.is_unspecified:
+            return False
+        if self.ip.version == 4:
+            return int(self.ip) != 0xFFFFFFFF
+        return self.scope != 0 or not self.ip.is_link_local
 
 
 def parse_host(text: object, scope: int = 0) -> Host:
@@ -99,7 +102,8 @@ async def resolve_sockaddr(address: object) -> tuple[Host, int]:
     try:
         found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
-        raise socket.gaierror(error.errno, f"unknown host {name!r}: {error.strerror}; give a numeric address, or a name that resolves") from None
+        text = f"unknown host {name!r}: {error.strerror}; give a numeric address, or a name that resolves"
+        raise socket.gaierror(error.errno, text) from None
     sockaddr = found[0][4]
     return parse_host(sockaddr[0], sockaddr[3] if len(sockaddr) == 4 else 0), port
 

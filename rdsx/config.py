@@ -107,9 +107,8 @@ class NodeConfig:
         if self.max_message_bytes > RDS_MAX_MSG_SIZE:
             raise ValueError(f"NodeConfig.max_message_bytes must be at most {RDS_MAX_MSG_SIZE}, not {self.max_message_bytes}")
         if self.reconnect_min_delay_s > self.reconnect_max_delay_s:
-            raise ValueError(
-                f"NodeConfig.reconnect_min_delay_s ({self.reconnect_min_delay_s}) exceeds reconnect_max_delay_s ({self.reconnect_max_delay_s})"
-            )
+            low, high = self.reconnect_min_delay_s, self.reconnect_max_delay_s
+            raise ValueError(f"NodeConfig.reconnect_min_delay_s ({low}) exceeds reconnect_max_delay_s ({high})")
         for network in self.allowed_peers or ():
             try:
                 ipaddress.ip_network(network)

@@ -132,7 +132,6 @@ class Node:
         self._accepting = trio.CancelScope()
         self._calls = 0
         self._yielded_at_s = -inf
-        self.closing = False
         self._closed = False
 
     # -- for users
@@ -272,7 +271,8 @@ class Node:
             for path in core.take_dirty():
                 path.supervisor.kick()
             for endpoint in core.take_woken():
-                endpoint.owner._wake()
+                if endpoint.owner is not None:  # not closed meanwhile
+                    endpoint.owner._wake()
             for path in core.take_resumable():
                 if path.supervisor is not None and (link := path.supervisor.link) is not None:
                     link.resume()
@@ -284,7 +284,13 @@ class Node:
 
     def congestion_lot(self, path: Path, port: int) -> trio.lowlevel.ParkingLot:
         """Where to wait until `port` at the other end of `path` may be free."""
+        if path.supervisor is not None and path.supervisor.link is None:
+            path.supervisor.kick()
         return self._congested.setdefault(path.foreign, {}).setdefault(port, trio.lowlevel.ParkingLot())
+
+    def is_awaited(self, path: Path) -> bool:
+        """Whether somebody waits for congestion to end at the other end of `path`."""
+        return any(self._congested.get(path.foreign, {}).values())
 
     def map_changed(self, congestion: CongestionMap, freed: int) -> None:
         """Wake those who wait for ports that are free now, and tell the sockets that monitor congestion."""
@@ -462,17 +468,15 @@ class Node:
 
     async def _drain(self) -> None:
         """Wait for what can still be acknowledged, then close every link in order. Bounded by close_drain_s."""
-        links = [s for s in self._supervisors.values() if s.link is not None and s.connection.heard]
-        deadline_s = trio.current_time() + self.config.close_drain_s
-        while any(s.link is not None and s.connection.path.has_pending for s in links) and trio.current_time() < deadline_s:
-            await trio.sleep(self.config.ack_delay_s)
-        self.closing = True
+        supervisors = [s for s in self._supervisors.values() if s.link is not None and s.connection.heard]
+        with trio.move_on_after(self.config.close_drain_s) as drain:
+            for supervisor in supervisors:
+                await supervisor.acknowledged()
         self._accepting.cancel()
-        for supervisor in links:
-            if supervisor.link is not None:
-                supervisor.link.finish(max(0.0, deadline_s - trio.current_time()))
-        while any(s.link is not None for s in links) and trio.current_time() < deadline_s:
-            await trio.sleep(self.config.ack_delay_s)
+        with trio.CancelScope(deadline=drain.deadline):
+            async with trio.open_nursery() as nursery:
+                for supervisor in supervisors:
+                    nursery.start_soon(supervisor.finish, max(0.0, drain.deadline - trio.current_time()))
 
     def _close(self) -> None:
         self._closed = True

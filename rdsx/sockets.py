@@ -50,9 +50,9 @@ class RdsSocket:
     """
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        self._node: Node = node
         self._core = node._core
-        self._endpoint = Endpoint(node.config.send_buffer_bytes, node.config.receive_buffer_bytes)
+        self._endpoint: Endpoint = Endpoint(node.config.send_buffer_bytes, node.config.receive_buffer_bytes)
         self._endpoint.owner = self
         self._host: Host | None = None
         self._peer: tuple[Host, int] | None = None
@@ -61,7 +61,7 @@ class RdsSocket:
         self._receivers = trio.lowlevel.ParkingLot()
         self._senders = trio.lowlevel.ParkingLot()
         self._congested_lots: Counter[trio.lowlevel.ParkingLot] = Counter()
-        self.options = options.SocketOptions()
+        self.options: options.SocketOptions = options.SocketOptions()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"bound to {self.getsockname()}" if self._host else "unbound"
@@ -164,7 +164,8 @@ class RdsSocket:
                 if done == len(batch):
                     return done
                 if self._endpoint.code != SENT:
-                    await self._send_slowly(*batch[done], self._endpoint.code)
+                    data, address = batch[done]
+                    await self._send_slowly(data, address, self._endpoint.code)
                     done += 1
         except (OSError, TypeError, ValueError, OverflowError, trio.Cancelled):
             if done:

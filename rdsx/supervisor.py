@@ -42,13 +42,15 @@ class Supervisor:
         self._offered: deque[ByteStream] = deque()
         self._dialling: trio.CancelScope | None = None
         self._refused = False
+        self._finishing = False
+        self._link_ended = trio.Event()
 
     # -- the task
 
     async def run(self) -> None:
-        """Until cancelled, or until the node closes."""
+        """Until cancelled or finished."""
         try:
-            while not self._node.closing:
+            while not self._finishing:
                 stream = await self._next_stream()
                 await self._carry(stream)
         finally:
@@ -61,7 +63,7 @@ class Supervisor:
             if self._offered:
                 connection.accepting()
                 return self._offered.popleft()
-            at_s = connection.dial_at()
+            at_s = connection.dial_at(awaited=self._node.is_awaited(connection.path))
             if at_s > trio.current_time():
                 connection.path.corked = False
                 with trio.move_on_at(at_s):
@@ -103,6 +105,7 @@ class Supervisor:
         connection, config = self.connection, self._node.config
         connection.established()
         self._refused = False
+        self._link_ended = trio.Event()
         self.link = StreamLink(stream, connection.path, self, hello_timeout_s=config.hello_timeout_s)
         if self._offered:
             self.link.supersede(config.supersede_drain_s)
@@ -110,6 +113,7 @@ class Supervisor:
             reason = await self.link.run()
         finally:
             self.link = None
+            self._link_ended.set()
         if connection.state is State.UP:
             connection.dropped()
         connection.shutting()
@@ -144,6 +148,18 @@ class Supervisor:
         """The larger address has dialled us: it wants us to dial."""
         self.connection.poked_by_peer()
         self._signal.set()
+
+    async def acknowledged(self) -> None:
+        """Until the peer has acknowledged everything; at once if there is no link."""
+        while self.link is not None and self.connection.path.has_pending:
+            await trio.sleep(self._node.config.ack_delay_s)  # noqa: ASYNC110  happens once in a node's life, not worth an event per ack
+
+    async def finish(self, drain_s: float) -> None:
+        """Close the link in order, and make no other."""
+        self._finishing = True
+        if self.link is not None:
+            self.link.finish(drain_s)
+            await self._link_ended.wait()
 
     def reset(self) -> None:
         """Drop the link, if there is one, for the user."""

@@ -69,11 +69,15 @@ class Connection:
 
     # -- when to dial
 
-    def dial_at(self) -> float:
-        """The time to dial, `inf` for not at all. Whoever queues a message or reports anything asks again."""
+    def dial_at(self, *, awaited: bool) -> float:
+        """The time to dial, `inf` for not at all. Whoever queues a message or reports anything asks again.
+
+        `awaited`: somebody waits for a new congestion map. The one we have may be of a peer that has since restarted with nothing to
+        say to us, so without a dial it would stay congested for ever.
+        """
         if self.state is not State.DOWN:
             return inf
-        wanted = self.path.has_pending or (self.dials and (self.links > 0 or self._poked))
+        wanted = awaited or self.path.has_pending or (self.dials and (self.links > 0 or self._poked))
         return self._retry_at_s if wanted else inf
 
     def poked_by_peer(self) -> None:

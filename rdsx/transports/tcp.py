@@ -25,6 +25,7 @@ class TcpStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._fd = sock.fileno()
         self._broken = False
 
     def send(self, buffers: Sequence[Buffer]) -> int:
@@ -47,13 +48,13 @@ class TcpStream:
 
     async def wait_readable(self) -> None:
         try:
-            await trio.lowlevel.wait_readable(self._sock)
+            await trio.lowlevel.wait_readable(self._fd)
         except trio.ClosedResourceError:
             raise OSError(errno.EBADF, "the stream was closed here") from None
 
     async def wait_writable(self) -> None:
         try:
-            await trio.lowlevel.wait_writable(self._sock)
+            await trio.lowlevel.wait_writable(self._fd)
         except trio.ClosedResourceError:
             raise OSError(errno.EBADF, "the stream was closed here") from None
 
@@ -70,7 +71,7 @@ class TcpStream:
     def close(self) -> None:
         if self._sock.fileno() >= 0:
             self._broken = True
-            trio.lowlevel.notify_closing(self._sock)
+            trio.lowlevel.notify_closing(self._fd)
             self._sock.close()
 
     def abort(self) -> None:
@@ -156,7 +157,7 @@ def listen_error(error: OSError, local: Host, port: int) -> OSError:
     """The same errno with the address, the port and the remedy in the text."""
     where = f"cannot listen on {local.key} port {port}/tcp"
     if error.errno == errno.EADDRINUSE:
-        remedy = "the port is in use: by another rdsx node on this address, or by the kernel's rds_tcp module (rmmod rds_tcp); or set NodeConfig.port on all nodes"
+        remedy = "the port is in use, by another rdsx node or by the kernel's rds_tcp module: stop that, or set NodeConfig.port on all nodes"
     elif error.errno == errno.EADDRNOTAVAIL:
         remedy = "the address is not one of this host's: give one that `ip address` shows"
     elif error.errno in (errno.EACCES, errno.EPERM):
