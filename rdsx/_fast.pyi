@@ -79,6 +79,11 @@ class Core:
     now_s: float
     queued_bytes: int
     max_message_bytes: int
+    max_peer_queued_bytes: int
+    max_node_queued_bytes: int
+    max_unacked_packets: int
+    max_unacked_bytes: int
+    answer_pings: bool
     def __init__(
         self,
         *,

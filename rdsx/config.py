@@ -87,7 +87,8 @@ class NodeConfig:
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
 
     sequence_base: int | None = None
-    """First sequence number of each path; None takes the wall clock in nanoseconds, so that a restarted node never goes back."""
+    """First sequence number of each path, larger in each life of a node than anything in an earlier one; None takes the wall clock in
+    nanoseconds."""
 
     seed: int | None = None
     """Seed of generation number, backoff jitter and port choice, for tests; None takes the system's entropy."""

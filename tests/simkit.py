@@ -179,6 +179,8 @@ class Cluster:
         flow = uid, life.host, port
         self.require(len(data) == length and data[12:] == b"." * (length - 12), f"{flow} #{sequence}: damaged")
         self.require(self.born[uid] == source, f"{flow} #{sequence}: came from {source}, was sent by {self.born[uid]}")
+        for number, other in self.got.get(flow, {}).items():
+            self.require(number == life.number or sequence not in other, f"{flow} #{sequence}: in life {number} and again in {life.number}")
         so_far = self.got.setdefault(flow, {}).setdefault(life.number, [])
         self.require(not so_far or sequence > so_far[-1], f"{flow}: #{sequence} after #{so_far[-1] if so_far else None}")
         so_far.append(sequence)
@@ -203,7 +205,7 @@ class Cluster:
                 self.network.partition(one, other)
                 await trio.sleep(pick.choice([0.01, 1, 40]))
                 self.network.heal(one, other)
-            elif self.restarts and what < 0.9 and numbers < 103:
+            elif self.restarts and numbers < 103:
                 numbers += 1
                 await self.restart(one, numbers, pick.random() < 0.5, nursery)
             if self.restarts or pick.random() < 0.03:

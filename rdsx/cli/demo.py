@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import trio
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -27,15 +26,15 @@ __all__ = ["command"]
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 SOCKETS = 8
 DEFAULT_PORT = 16385
-DEFAULT_BYTES = 64 << 20
+DEFAULT_BYTES = "256m"
 PROGRESS_INTERVAL_S = 0.1
-LAST_CUT = 0.9  # of what is to be delivered: after a later one there might be nothing left to resend
+LAST_CUT = 0.9  # of what is to be sent: after a later one there might be nothing left to resend
 STATUS_FAULTY = 1
 
 
 @click.command()
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--bytes", "total_bytes", metavar="SIZE", type=parse_bytes, default=DEFAULT_BYTES, show_default="64m",
+@click.option("--bytes", "total_bytes", metavar="SIZE", type=parse_bytes, default=DEFAULT_BYTES, show_default=True,
               help="About how much to send in all; may end in k, m or g.")  # fmt: skip
 @click.option("--cuts", type=click.IntRange(0, 10_000), default=5, show_default=True, help="How often to cut the TCP connection.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides who sends which file and how it is cut into datagrams.")
@@ -77,7 +76,7 @@ def _check_port(port: int) -> None:
 
 def _job(index: int, files: list[SourceFile], deals: list[Deal], cuts: int, seed: int, port: int) -> dict[str, Any]:
     """What node `index` is to do. The nodes take turns in cutting: both the end that dials and the end that accepts must recover."""
-    share_of_cut = [(cut + 1) / (cuts + 1) * LAST_CUT for cut in range(cuts)]
+    cut_at_bytes = [int((cut + 1) / (cuts + 1) * LAST_CUT * deals[index].payload_bytes) for cut in range(cuts)]
     return {
         "local": ADDRESSES[index],
         "remote": ADDRESSES[1 - index],
@@ -85,7 +84,7 @@ def _job(index: int, files: list[SourceFile], deals: list[Deal], cuts: int, seed
         "seed": f"{seed}/{ADDRESSES[index]}",
         "files": [file.as_json() for file in files],
         "flows": deals[index].flows,
-        "cut_at_bytes": [int(share * deals[1 - index].payload_bytes) for share in share_of_cut[index::2]],
+        "cuts": list(enumerate(cut_at_bytes))[index::2],
     }
 
 
@@ -93,11 +92,9 @@ async def _run(nodes: list[NodeProcess], deals: list[Deal], as_json: bool, inter
     """Run both processes; True if all was delivered. Ended by Ctrl-C: `interrupt` says so, and the processes have ended."""
     complete = False
     display = Display(nodes, deals, as_json)
-    async with trio.open_nursery() as tasks:
-        await tasks.start(interrupt.watch, tasks.cancel_scope)
+    async with interrupt.ends_block():
         with display:
             complete = await supervise(nodes, display.update, PROGRESS_INTERVAL_S)
-        tasks.cancel_scope.cancel()
     return complete
 
 
@@ -114,6 +111,9 @@ class Display:
         self._progress = Progress(*columns, console=console, disable=as_json or not console.is_terminal, transient=True)
         names = [f"{sender.name} → {receiver.name}" for sender, receiver in zip(nodes, reversed(nodes), strict=True)]
         self._bars = [self._progress.add_task(name, total=deal.payload_bytes, note="") for name, deal in zip(names, deals, strict=True)]
+        # Without the demo's own headers: the bars may be full a little early.
+        self._totals = dict(zip(self._bars, (deal.payload_bytes for deal in deals), strict=True))
+        self._started = False
 
     def __enter__(self) -> None:
         self._progress.start()
@@ -127,18 +127,21 @@ class Display:
             return
         reconnects = max(each["reconnects"] for each in progress)
         if self._as_json:
+            if not self._started:
+                self._started = True
+                print_json(event="started", processes={node.name: node.pid for node in self._nodes})
             totals = {name: sum(each[name] for each in progress) for name in ("sent", "delivered", "sent_bytes", "delivered_bytes")}
             print_json(event="progress", **totals, reconnects=reconnects)
             return
         for bar, receiver in zip(self._bars, reversed(progress), strict=True):
-            note = f"{receiver['delivered']:,} messages, {reconnects} reconnects"
-            self._progress.update(bar, completed=receiver["delivered_bytes"], note=note)
+            note = f"messages: {receiver['delivered']:,}, reconnects: {reconnects}"
+            self._progress.update(bar, completed=min(receiver["delivered_bytes"], self._totals[bar]), note=note)
 
 
 def _show(outcome: Outcome, as_json: bool, complete: bool) -> None:
     for direction in outcome.directions:
         for path in direction.files_wrong:
-            click.echo(f"{direction.name}: {path} arrived with another SHA-256", err=True)
+            click.echo(f"{direction.sender} → {direction.receiver}: {path} arrived with another SHA-256", err=True)
     if not complete:
         click.echo(f"Nothing was delivered for {STALL_S:.0f} s; what had not arrived by then counts as lost.", err=True)
     if as_json:

@@ -91,6 +91,7 @@ class FlowSender:
                 assert self._file is not None
                 piece = self._file.read(min(length, self._file_left))
                 if not piece:
+                    self._file.close()
                     raise CliError(f"{self._file.name} became shorter while it was sent; give a directory that is not being written to")
                 self._file_left -= len(piece)
             else:
@@ -181,8 +182,6 @@ class FlowChecker:
         while data or (self._file is not None and not self._file_left):
             if self._file is None:
                 data = self._take_frame(data)
-                if self._broken:
-                    return
                 continue
             part = data[: self._file_left]
             self._hash.update(part)
@@ -200,8 +199,8 @@ class FlowChecker:
             if index >= len(self._files):
                 self._broken = True
                 self.corrupted += 1
-            else:
-                self._file, self._file_left, self._hash = self._files[index], size, hashlib.sha256()
+                return data[:0]
+            self._file, self._file_left, self._hash = self._files[index], size, hashlib.sha256()
         return data[wanted:]
 
     def _finish_file(self, file: SourceFile) -> None:

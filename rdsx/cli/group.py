@@ -6,9 +6,10 @@ A command's module is imported only when that command runs, so that `rdsx ping` 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 
 import click
+
+import rdsx
 
 __all__ = ["main"]
 
@@ -41,11 +42,7 @@ class CommandGroup(click.Group):
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    try:
-        version = importlib.metadata.version("rdsx")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
-    click.echo(f"rdsx {version}")
+    click.echo(f"rdsx {rdsx.__version__}")
     ctx.exit()
 
 

@@ -37,9 +37,11 @@ class Latencies:
         seen = 0
         for bucket_ns, samples in sorted(self._counts.items()):
             seen += samples
+            if seen == self.count:
+                return self.max_ns
             if seen >= rank:
                 width_ns = 1 << max(bucket_ns.bit_length() - SIGNIFICANT_BITS, 0)
-                return min(max(bucket_ns + width_ns // 2, self.min_ns), self.max_ns)
+                return max(bucket_ns + width_ns // 2, self.min_ns)
         return None
 
     @property

@@ -21,6 +21,7 @@ __all__ = ["BULK_SHARE", "Deal", "SourceFile", "deal_files", "find_files"]
 # Socket i sends as much to socket i of the other node as to all others together: those flows carry the long datagrams.
 BULK_SHARE = 0.5
 FILE_COST_BYTES = 512  # what a file counts beyond its content, so that a directory of empty files ends too
+MAX_TRANSFERS = 1_000_000  # in one direction: the plan is held in memory
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -90,11 +91,13 @@ def deal_files(files: Sequence[SourceFile], sockets: int, budget_bytes: int, see
     weights = {(i, j): BULK_SHARE if i == j else (1 - BULK_SHARE) / max(sockets - 1, 1) for i in range(sockets) for j in range(sockets)}
     loads = [(0.0, pair) for pair in weights]  # (bytes / weight, flow): a heap, the least loaded flow first
     left_bytes, payload_bytes, dealt = budget_bytes, 0, True
+    transfers = 0
     while dealt:
         dealt = False
         for index in order:
-            if files[index].cost > left_bytes:
+            if files[index].cost > left_bytes or transfers == MAX_TRANSFERS:
                 continue
+            transfers += 1
             load, pair = loads[0]
             heapq.heapreplace(loads, (load + files[index].cost / weights[pair], pair))
             flows[pair[0]][pair[1]].append(index)

@@ -27,13 +27,14 @@ SOCKETS = 8
 PING_PORT = 0
 DEFAULT_PORT = 16385
 PATIENCE_S = 1.0  # how long a socket whose turn it is may still wait for its answer
+CLOSE_S = 0.5  # to part from the peer in order; all that the user asked for has been said by then
 STATUS_NO_ANSWER = 1
 
 
 @click.command()
 @click.argument("host")
-@click.option("-c", "--count", metavar="COUNT", type=parse_count, default=None, help="Stop after so many pings; may end in k, m or g. Default: never.")
-@click.option("-i", "--interval", "interval_s", metavar="INTERVAL", type=parse_interval_s, default=1.0, show_default="1",
+@click.option("-c", "--count", metavar="COUNT", type=parse_count, help="Stop after so many pings; may end in k, m or g.")
+@click.option("-i", "--interval", "interval_s", metavar="INTERVAL", type=parse_interval_s, default="1", show_default=True,
               help="Time between pings in seconds, or with ms or us.")  # fmt: skip
 @click.option("-I", "--local", "local", metavar="ADDRESS", default=None, help="Local address. Default: what the routes choose.")
 @click.option("-Q", "--tos", type=click.IntRange(0, 255), default=0, show_default=True, help="Type of service; TCP has only 0.")
@@ -99,7 +100,7 @@ class Tally:
         self._print_line(number, elapsed_ns // 1000, None, False, error.strerror or str(error))
         if error.errno == errno.EINVAL and not self._remarked:
             self._remarked = True
-            click.echo("      Perhaps this system's RDS does not support ping.", err=True)
+            click.echo("      Perhaps this system's RDS does not support ping.")
 
     def summary(self) -> dict[str, object]:
         fields: dict[str, object] = {
@@ -191,14 +192,13 @@ class PingSocket:
 
 async def _run(host: str, local: str | None, port: int, count: int | None, interval_s: float, tally: Tally) -> None:
     interrupt = Interrupt()
-    async with trio.open_nursery() as tasks:
-        await tasks.start(interrupt.watch, tasks.cancel_scope)
+    async with interrupt.ends_block():
         source, target = await _addresses(host, local)
         try:
-            async with rdsx.open_node(source, config=rdsx.NodeConfig(port=port)) as node:
-                await _ping(node, source, target, count, interval_s, tally)
-                # All that matters has been said: do not wait for a peer that may not be there.
-                tasks.cancel_scope.cancel()
+            with trio.CancelScope() as scope:
+                async with rdsx.open_node(source, config=rdsx.NodeConfig(port=port)) as node:
+                    await _ping(node, source, target, count, interval_s, tally)
+                    scope.deadline = trio.current_time() + CLOSE_S
         except OSError as error:
             remedy = f"stop that program, or ping from another local address with -I (the peer's port must be {port} too)"
             raise explain_bind_error(error, source, port, remedy) from error
@@ -228,5 +228,7 @@ async def _ping(node: rdsx.Node, source: str, target: str, count: int | None, in
             await sockets[number % SOCKETS].send(number + 1, tasks)
             number += 1
             next_s = max(next_s + interval_s, trio.current_time() - interval_s)  # after a pause, no burst to catch up
-        await trio.sleep_until(max(next_s, trio.current_time()))
+        await trio.sleep(interval_s)
         tasks.cancel_scope.cancel()
+    for sock in sockets:
+        sock.close()

@@ -5,11 +5,12 @@ trio wraps what leaves a nursery in exception groups, also when it is one error 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import click
@@ -26,19 +27,24 @@ class CliError(click.ClickException):
 
 
 class Interrupt:
-    """Ctrl-C (or SIGTERM) as a cancelled scope: `await watch(scope)` in a task of its own, then look at `signal_number`."""
+    """Ctrl-C (or SIGTERM) as a cancellation: the block `async with interrupt.ends_block()` ends early, and `signal_number` says why."""
 
     def __init__(self) -> None:
         self.signal_number = 0
 
-    async def watch(self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Wait for the first signal, note it, cancel `scope`."""
+    @contextlib.asynccontextmanager
+    async def ends_block(self) -> AsyncIterator[None]:
+        """Cancel the block at the first signal. Its clean-up runs; nothing is raised behind it."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                self.signal_number = number
-                scope.cancel()
-                return
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self._wait, signals, tasks.cancel_scope)
+                yield
+                tasks.cancel_scope.cancel()
+
+    async def _wait(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for number in signals:
+            self.signal_number = number
+            scope.cancel()
 
     @property
     def exit_status(self) -> int:

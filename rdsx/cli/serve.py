@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import click
-import trio
 
 import rdsx
 from rdsx.cli.hosts import resolve_host
@@ -29,8 +28,7 @@ def command(ctx: click.Context, address: str, port: int, as_json: bool) -> None:
 
 
 async def _run(address: str, port: int, as_json: bool, interrupt: Interrupt) -> None:
-    async with trio.open_nursery() as tasks:
-        await tasks.start(interrupt.watch, tasks.cancel_scope)
+    async with interrupt.ends_block():
         host = await resolve_host(address)
         try:
             async with rdsx.open_node(host, config=rdsx.NodeConfig(port=port)) as node:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -20,7 +22,8 @@ from rdsx.cli.running import CliError
 __all__ = ["STALL_S", "NodeProcess", "supervise"]
 
 STALL_S = 20.0  # nothing delivered for so long: what is missing counts as lost
-EXIT_S = 10.0  # longer than a node's own limit for an orderly end
+START_S = 60.0  # to import rdsx and bind, on a slow machine
+EXIT_S = 10.0  # to report or end; longer than a node's own limit for an orderly end
 # As multiprocessing's spawn: the same import path as here, and never the current directory in front of it.
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from rdsx.cli.worker import main; main()"
 
@@ -32,12 +35,16 @@ class NodeProcess:
         self.name = name
         self.job = job
         self.progress: dict[str, int] = {}
-        self.events = {event: trio.Event() for event in ("ready", "done", "result")}
+        self.events = {event: trio.Event() for event in ("ready", "done", "result", "ended")}
         self.result: dict[str, Any] = {}
         self.stopping = False
-        self.ended = trio.Event()
         self._process: trio.Process | None = None
         self._errors: deque[str] = deque(maxlen=20)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before the start."""
+        return None if self._process is None else self._process.pid
 
     async def run(self) -> None:
         """Start the process and listen until it ends. Raises CliError if it ends on its own; kills it when cancelled."""
@@ -57,10 +64,11 @@ class NodeProcess:
                 process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
-            self.ended.set()
+            self.events["ended"].set()
         if status != 0 or not self.stopping:
             said = "".join(f"\n  {line}" for line in self._errors)
-            raise CliError(f"the node process of {self.name} ended unexpectedly, with status {status}{said}")
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended unexpectedly, with status {status}"
+            raise CliError(f"the node process of {self.name} {how}{said}")
 
     async def tell(self, line: str) -> None:
         """Write a command. One that comes too late for a process that has ended is dropped: `run` reports the end."""
@@ -96,20 +104,15 @@ async def supervise(nodes: list[NodeProcess], show_progress: Callable[[], None],
     async with trio.open_nursery() as processes:
         for node in nodes:
             processes.start_soon(node.run)
-        await _all(nodes, "ready")
+        await _all(nodes, "ready", START_S)
         await _tell_all(nodes, "go")
         complete = await _follow(nodes, show_progress, interval_s)
         await _tell_all(nodes, "report")
-        await _all(nodes, "result")
+        await _all(nodes, "result", EXIT_S)
         for node in nodes:
             node.stopping = True
         await _tell_all(nodes, "stop")
-        with trio.move_on_after(EXIT_S) as patience:
-            for node in nodes:
-                await node.ended.wait()
-        if patience.cancelled_caught:
-            late = " and ".join(node.name for node in nodes if not node.ended.is_set())
-            raise CliError(f"the node process of {late} did not end within {EXIT_S:.0f} s")
+        await _all(nodes, "ended", EXIT_S)
     return complete
 
 
@@ -127,9 +130,14 @@ async def _follow(nodes: list[NodeProcess], show_progress: Callable[[], None], i
     return True
 
 
-async def _all(nodes: list[NodeProcess], event: str) -> None:
-    for node in nodes:
-        await node.events[event].wait()
+async def _all(nodes: list[NodeProcess], event: str, patience_s: float = math.inf) -> None:
+    """Wait for an event of all nodes. Raises CliError naming those that do not get there in time."""
+    with trio.move_on_after(patience_s) as patience:
+        for node in nodes:
+            await node.events[event].wait()
+    if patience.cancelled_caught:
+        late = " and ".join(node.name for node in nodes if not node.events[event].is_set())
+        raise CliError(f"the node process of {late} does not respond: no {event!r} within {patience_s:.0f} s")
 
 
 async def _tell_all(nodes: list[NodeProcess], line: str) -> None:

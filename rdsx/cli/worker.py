@@ -27,9 +27,8 @@ __all__ = ["FIRST_PORT", "main"]
 FIRST_PORT = 4000  # RDS port of a node's first socket
 BATCH_MESSAGES = 32
 BATCH_BYTES = 256 << 10
-BUFFER_BYTES = 2 << 20  # more than the longest datagram
+BUFFER_BYTES = MAX_DATAGRAM_BYTES  # a socket sends nothing longer than its buffer
 PROGRESS_INTERVAL_S = 0.1
-CUT_POLL_S = 0.001
 
 
 class Worker:
@@ -38,7 +37,7 @@ class Worker:
     def __init__(self, job: dict[str, Any], node: rdsx.Node) -> None:
         self._node = node
         self._remote: str = job["remote"]
-        self._cuts = deque[int](job["cut_at_bytes"])
+        self._cuts = deque[tuple[int, int]](job["cuts"])  # (its number, bytes to send before)
         self._files = [SourceFile(**fields) for fields in job["files"]]
         sockets: int = len(job["flows"])
         self._senders = [
@@ -52,7 +51,7 @@ class Worker:
         self._ended = trio.Event()
         self._latencies = Latencies()
         self._cuts_made = 0
-        self._links_at_cut = 0
+        self._cutting = trio.Lock()
         self._sent = self._sent_bytes = self._delivered = self._delivered_bytes = 0
         self._first_sent_ns = self._last_delivered_ns = 0
 
@@ -60,7 +59,6 @@ class Worker:
         """Send and receive everything, then report and wait for the parent to say `stop`."""
         async with trio.open_nursery() as tasks:
             tasks.start_soon(self._report_progress)
-            tasks.start_soon(self._cut)
             tasks.start_soon(self._announce_end, sockets)
             for index, sock in enumerate(sockets):
                 tasks.start_soon(self._receive, sock, self._checkers[index])
@@ -101,6 +99,9 @@ class Worker:
                 self._sent += queued
                 self._sent_bytes += sum(len(datagram) for datagram, _ in batch[:queued])
                 del batch[:queued]
+            async with self._cutting:
+                if self._cuts and self._sent_bytes >= self._cuts[0][1]:
+                    await self._cut(self._cuts.popleft()[0])
         await sock.flush()
 
     async def _receive(self, sock: rdsx.RdsSocket, checkers: list[FlowChecker]) -> None:
@@ -124,15 +125,12 @@ class Worker:
             if not running and all(checker.ended for row in self._checkers for checker in row):
                 self._ended.set()
 
-    async def _cut(self) -> None:
-        """Tear the connection down whenever so many more bytes have been delivered; never one that has not carried anything yet."""
-        while self._cuts:
-            links = self._links()
-            if self._delivered_bytes >= self._cuts[0] and links > self._links_at_cut and self._node.reset_connection(self._remote):
-                self._cuts.popleft()
-                self._cuts_made += 1
-                self._links_at_cut = links
-            await trio.sleep(CUT_POLL_S)
+    async def _cut(self, number: int) -> None:
+        """Tear the connection down for the `number`th time, from 0, counting both nodes: it must have come back as often before."""
+        with self._node.events() as events:
+            while self._links() <= number or not self._node.reset_connection(self._remote):
+                await events.receive()  # PeerUp is among them
+        self._cuts_made += 1
 
     def _links(self) -> int:
         """TCP connections so far on which the peer has spoken."""

@@ -87,9 +87,11 @@ class Connection:
     def dialling(self) -> None:
         self._move(Move.DIAL)
 
-    def dial_failed(self, now_s: float) -> None:
+    def dial_failed(self, now_s: float, *, rejected: bool = False) -> None:
+        """`rejected`: somebody listens and reset the connection. A kernel that has poked us does so while its own socket is not yet
+        gone, and does not poke again: so we go on dialling, with backoff."""
         self._move(Move.CONNECT_FAILED)
-        self._poked = False
+        self._poked = self._poked and rejected
         self._retry_at_s = now_s + self._backoff.next_delay_s()
 
     def poked(self, now_s: float) -> None:
@@ -104,31 +106,33 @@ class Connection:
         self._move(Move.ACCEPT)
 
     def established(self) -> None:
-        """A link is there. Its first frame is our map with our hello. To a peer we know to be rdsx, nothing else goes out before
-        its own hello says whether it has restarted; anybody else gets what is pending at once, and the path count behind it."""
+        """A link is there. We write our map with our hello, and then nothing until the peer has spoken.
+
+        Every RDS peer begins with its map as soon as it has taken the link up, so this costs a round trip at most. It gives rule R1
+        for nothing (no message can be written on a link that the peer then refuses), and a peer that has restarted in between
+        never sees what was meant for its former life.
+        """
         self._move(Move.CONNECTED)
         self.heard = False
         self._poked = False
-        self.path.held = self.kind == "rdsx"
+        self.path.held = True
         self.path.open(pack_hello(self._generation))
-        if self.kind != "rdsx":
-            self._announce_paths()
 
     def heard_hello(self, extensions: bytes, ack: int) -> None:
-        """The first header of a link came in: `extensions` and `ack` are its fields. Decides how messages are acknowledged."""
+        """The first header of a link came in: `extensions` and `ack` are its fields. Decides how messages are acknowledged, and lets
+        them go: first everything unacknowledged, in order (rule R0), then the path count for a kernel (rule R2), then new ones."""
         self.heard = True
         self.links += 1
         self._backoff.reset()
         hello = parse_hello_untrusted(extensions)
-        was_held = self.path.held
-        self.path.held = False
         self.kind = "kernel" if hello is None else "rdsx"
         self.path.peer_acks = hello is not None
         if hello is None:
-            if was_held:
-                self._announce_paths()
+            # Unsolicited, on every link: blocked senders of a kernel that lost our last answer never wake otherwise.
+            self.path.push_control(PING_PORT, PROBE_PORT, pack_probe(paths=OUR_PATHS), once=True)
+            self.path.resume(0)
         elif not self._heard_generation(hello.generation):
-            self.path.resume(ack if was_held else 0)
+            self.path.resume(ack)
         self._emit(PeerUp(self.local, self.peer, self.kind))
 
     def heard_probe(self, extensions: bytes, sport: int, *, answer: bool) -> None:
@@ -163,10 +167,6 @@ class Connection:
 
     def _move(self, move: Move) -> None:
         self.state = moved(self.state, move)
-
-    def _announce_paths(self) -> None:
-        """Rule R2: an unsolicited probe pong on every link, or blocked senders of a kernel that lost our last one never wake."""
-        self.path.push_control(PING_PORT, PROBE_PORT, pack_probe(paths=OUR_PATHS), once=True)
 
     def _heard_generation(self, generation: int) -> bool:
         """Whether this generation means that the peer has restarted; if so, flush what its former life may have seen."""
