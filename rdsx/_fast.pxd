@@ -234,6 +234,7 @@ cdef class Path:
                   uint8_t marks) except -1
     cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport) except -1
     cdef Sent* slot(self, uint64_t index) noexcept
+    cdef int push_pong(self, uint16_t sport, uint16_t dport, object extensions, uint8_t marks) except -1
     cdef void disown(self, Sent* slot)
     cdef void free_slot(self, Sent* slot)
     cdef void release(self, Sent* slot)

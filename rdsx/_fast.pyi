@@ -209,7 +209,7 @@ class Path:
     def map_due(self) -> bool:
         """The peer is owed our congestion map."""
     def push_control(self, sport: int, dport: int, extensions: Buffer, *, once: bool = False) -> bool:
-        """Queue an empty message of no socket. `once`: not while an earlier such one is unacknowledged; then False."""
+        """Queue an empty message of no socket; False when too many are unacknowledged. `once`: not while another such one is."""
     def open(self, hello: Buffer) -> None:
         """A new link: its first frame is our map with `hello` in the extension headers."""
     def reset(self) -> None:

@@ -56,7 +56,7 @@ cdef enum:
 # Limits of our own.
 cdef enum:
     OVERHEAD_BYTES = 128            # what a queued message costs us besides its payload
-    MAX_PONGS = 1024                # unsent answers to one peer's pings
+    MAX_PONGS = 1024                # unacknowledged answers to one peer's pings and probes
 
 # The names of the counters in enum order: the kernel's own, then ours.
 COUNTER_NAMES = (
@@ -847,6 +847,16 @@ cdef class Path:
         self.mark_dirty()
         return 0
 
+    cdef int push_pong(self, uint16_t sport, uint16_t dport, object extensions, uint8_t marks) except -1:
+        """Queue an answer that no socket pays for; 0 when a peer that asks and never acknowledges has too many already."""
+        if self.pongs >= MAX_PONGS:
+            self.core.counters[C_RECV_DROP_PING] += 1
+            return 0
+        self.pongs += 1
+        self.push(None, None, 0, sport, dport, extensions, marks | MARK_PONG)
+        self.core.counters[C_SEND_PONG] += 1
+        return 1
+
     cdef void disown(self, Sent* slot):
         """Take a slot off its socket's account."""
         cdef Endpoint owner
@@ -951,9 +961,7 @@ cdef class Path:
                 if self.slot(index).marks & MARK_ANNOUNCEMENT:
                     return False
                 index += 1
-        self.push(None, None, 0, sport, dport, extension_field(extensions), MARK_ANNOUNCEMENT if once else 0)
-        self.core.counters[C_SEND_PONG] += 1
-        return True
+        return self.push_pong(sport, dport, extension_field(extensions), MARK_ANNOUNCEMENT if once else 0) != 0
 
     def open(self, hello):
         """A new link: the first thing written on it is our map, with `hello` in its extension headers."""
@@ -1065,12 +1073,8 @@ cdef class Path:
             self.core.counters[C_RECV_PING] += 1
             if header.sport == PROBE_PORT:
                 return 1
-            if self.pongs >= MAX_PONGS:
-                self.core.counters[C_RECV_DROP_PING] += 1
-            elif not self.foreign.has(header.sport):
-                self.pongs += 1
-                self.push(None, None, 0, PING_PORT, header.sport, None, MARK_PONG)
-                self.core.counters[C_SEND_PONG] += 1
+            if not self.foreign.has(header.sport):
+                self.push_pong(PING_PORT, header.sport, None, 0)
             return 0
         if header.dport == PROBE_PORT and header.sport == PING_PORT:
             return 1
