@@ -3,7 +3,7 @@
 Every RDS sender begins a connection with its congestion map, and kernels do not look at a map's extension headers. An rdsx node
 puts this there, on the first map of each connection only:
 
-    'R' version:1 reserved:2 generation:4          (8 bytes, big-endian)
+    'R' version:1 reserved:2 generation:4 zero:8          (16 bytes, big-endian)
 
 'R' (0x52) is above 15, so whoever does read the field as extension headers stops at its first byte. A peer whose first header
 carries it acknowledges delivery in h_ack, wants the same, and tells a restart by a new generation.
@@ -28,7 +28,8 @@ class Hello:
 
 
 def pack_hello(generation: int) -> bytes:
-    return struct.pack(">BBHI", MAGIC, VERSION, 0, generation)
+    """The 16 bytes of extension headers of the first map."""
+    return struct.pack(">BBHI8x", MAGIC, VERSION, 0, generation)
 
 
 def parse_hello_untrusted(extensions: bytes) -> Hello | None:

@@ -26,11 +26,11 @@ class Probe:
 
 
 def pack_probe(*, paths: int, generation: int | None = None) -> bytes:
-    """The extension headers of a probe of ours."""
+    """The 16 bytes of extension headers of a probe of ours."""
     packed = struct.pack(">BH", NPATHS, paths)
     if generation is not None:
         packed += struct.pack(">BI", GEN_NUM, generation)
-    return packed
+    return packed.ljust(16, b"\0")
 
 
 def parse_probe_untrusted(extensions: bytes) -> Probe:
