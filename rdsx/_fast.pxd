@@ -119,7 +119,7 @@ cdef class Core:
     cdef list resumable                         # Paths that may be read again
     cdef list remapped                          # BindTables whose congestion map changed
     cdef list paused                            # Paths not read because of the caps
-    cdef public double now_s                    # wall clock of the current batch, for SO_TIMESTAMP
+    cdef object wall_clock                      # callable giving the time in seconds, for SO_TIMESTAMP
     cdef unsigned char* staging                 # headers and small payloads of the batch being written
     cdef unsigned char* scratch                 # bytes just read
     cdef object staging_view                    # memoryviews of the two, made once
@@ -159,6 +159,7 @@ cdef class Endpoint:
     cdef public bint send_waiting               # a task waits for room or for acknowledgements
     cdef bint listed                            # already in core.woken
     cdef readonly bint bound
+    cdef public bint stamped                    # SO_TIMESTAMP: note when each message arrives
     cdef public bint monitored                  # RDS_CONG_MONITOR
     cdef public uint64_t monitor_wanted         # ports (mod 64) that met congestion
     cdef public uint64_t monitor_pending        # ... and may be free again

@@ -1,6 +1,6 @@
 """The contract of `_fast` as Python sees it. Integers are unsigned and of the width of their wire field unless said otherwise."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 from typing_extensions import Buffer
@@ -76,7 +76,6 @@ class Core:
     """What one node's sockets and paths share: counters, limits, scratch memory, and the four lists of what needs attention."""
 
     attention: bool
-    now_s: float
     queued_bytes: int
     max_message_bytes: int
     max_peer_queued_bytes: int
@@ -93,6 +92,7 @@ class Core:
         max_unacked_packets: int,
         max_unacked_bytes: int,
         answer_pings: bool,
+        wall_clock: Callable[[], float] | None = None,
     ) -> None: ...
     def take_dirty(self) -> list[Path]:
         """Paths with something new to transmit."""
@@ -138,6 +138,7 @@ class Endpoint:
     receive_waiting: bool
     send_waiting: bool
     bound: bool
+    stamped: bool
     monitored: bool
     monitor_wanted: int
     monitor_pending: int

@@ -395,13 +395,14 @@ cdef class CongestionMap:
 
 cdef class Core:
     def __cinit__(self, *, uint32_t max_message_bytes, uint64_t max_peer_queued_bytes, uint64_t max_node_queued_bytes,
-                  uint32_t max_unacked_packets, uint64_t max_unacked_bytes, bint answer_pings):
+                  uint32_t max_unacked_packets, uint64_t max_unacked_bytes, bint answer_pings, wall_clock=None):
         self.max_message_bytes = max_message_bytes
         self.max_peer_queued_bytes = max_peer_queued_bytes
         self.max_node_queued_bytes = max_node_queued_bytes
         self.max_unacked_packets = max_unacked_packets
         self.max_unacked_bytes = max_unacked_bytes
         self.answer_pings = answer_pings
+        self.wall_clock = wall_clock
         self.dirty = []
         self.woken = []
         self.resumable = []
@@ -613,7 +614,7 @@ cdef class Endpoint:
         received.path = <PyObject*>path
         received.sport = sport
         received.cookie = cookie
-        received.stamp_s = self.table.core.now_s
+        received.stamp_s = self.table.core.wall_clock() if self.stamped else 0.0
         self.queued += 1
         self.table.core.counters[C_RECV_QUEUED] += 1
         self.table.core.account(path, PyBytes_GET_SIZE(payload) + OVERHEAD_BYTES)
@@ -675,7 +676,7 @@ cdef class Endpoint:
         if type(address) is not tuple or (len(<tuple>address) != 2 and (len(<tuple>address) != 4 or (<tuple>address)[3])):
             return NO_ROUTE
         found = self.table.routes.get((<tuple>address)[0])
-        if found is None:
+        if found is None or type((<tuple>address)[1]) is not int:
             return NO_ROUTE
         return self.submit_to(data, <Path>found, (<tuple>address)[1])
 
@@ -695,8 +696,6 @@ cdef class Endpoint:
         if length > self.send_limit or length > self.table.core.max_message_bytes:
             return TOO_LONG
         if path.foreign.has(dport):
-            if self.monitored:
-                self.monitor_wanted |= <uint64_t>1 << (dport & 63)
             return CONGESTED
         if self.sent_bytes >= self.send_limit:
             self.table.core.counters[C_SEND_QUEUE_FULL] += 1

@@ -110,7 +110,7 @@ def verify_checksum(header: bytes) -> bool:
 
 
 def _internet_checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
@@ -218,8 +218,7 @@ class CongestionMap:
     def replace(self, received: bytes) -> int:
         if len(received) != MAP_BYTES:
             raise ValueError("a congestion map has 8192 bytes")
-        bits = int.from_bytes(received, "little")
-        ports = {port for port in range(65536) if bits >> port & 1} if bits else set()
+        ports = {at * 8 + bit for at, byte in enumerate(received) if byte for bit in range(8) if byte >> bit & 1}
         freed = {port % 64 for port in self.ports - ports}
         self.ports = ports
         self.version += 1

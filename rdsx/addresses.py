@@ -6,8 +6,8 @@ spellings become IPv4. Names are resolved only by async callers, never by `_nowa
 
 from __future__ import annotations
 
-import errno
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,8 @@ def parse_sockaddr(address: object) -> tuple[Host, int]:
         raise TypeError(f"an RDS address is (host, port), or (host, port, flowinfo, scope_id) for IPv6, not {address!r}")
     port = parse_port(address[1], address)
     scope = address[3] if len(address) == 4 else 0
+    if not isinstance(scope, int) or not 0 <= scope < 2**32:
+        raise ValueError(f"address {address!r}: the scope id is the index of an interface, not {scope!r}; see socket.if_nametoindex()")
     return parse_host(address[0], scope), port
 
 
@@ -101,6 +103,8 @@ async def resolve_sockaddr(address: object) -> tuple[Host, int]:
         name, port = address[0], address[1]
     try:
         found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, f"unknown host {name!r}: this cannot be a host name") from None
     except socket.gaierror as error:
         text = f"unknown host {name!r}: {error.strerror}; give a numeric address, or a name that resolves"
         raise socket.gaierror(error.errno, text) from None
@@ -110,4 +114,4 @@ async def resolve_sockaddr(address: object) -> tuple[Host, int]:
 
 def bad_address(number: int, address: object, remedy: str) -> OSError:
     """An OSError with the kernel's errno that names the address and what to do."""
-    return OSError(number, f"{errno.errorcode[number]}: address {address!r}: {remedy}")
+    return OSError(number, f"{os.strerror(number)}: address {address!r}: {remedy}")

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rdsx.constants import RDS_MAX_MSG_SIZE, RDS_TCP_PORT
 
 __all__ = ["NodeConfig"]
+
+# Where each int must lie. The upper ends are those of the fields that hold them, or of the TCP socket options.
+RANGES = {
+    "port": (1, 65535),
+    "send_buffer_bytes": (1, 2**31 - 1),
+    "receive_buffer_bytes": (1, 2**31 - 1),
+    "max_buffer_bytes": (1, 2**31 - 1),
+    "max_message_bytes": (1, RDS_MAX_MSG_SIZE),
+    "max_peer_queued_bytes": (1, 2**62),
+    "max_node_queued_bytes": (1, 2**62),
+    "max_peers": (1, 2**31 - 1),
+    "max_unacked_packets": (1, 2**31 - 1),
+    "max_unacked_bytes": (1, 2**62),
+    "keepalive_idle_s": (1, 32767),
+    "keepalive_interval_s": (1, 32767),
+    "keepalive_probes": (1, 127),
+    "sequence_base": (1, 2**63),
+    "seed": (-(2**63), 2**64),
+}
+OPTIONAL = ("sequence_base", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,26 +112,25 @@ class NodeConfig:
     """First sequence number of each path, larger in each life of a node than anything in an earlier one; None takes the wall clock in
     nanoseconds."""
 
+    wall_clock: Callable[[], float] = time.time
+    """The time in seconds since 1970: what SO_TIMESTAMP gives, and what the sequence base comes from."""
+
     seed: int | None = None
     """Seed of generation number, backoff jitter and port choice, for tests; None takes the system's entropy."""
 
     def __post_init__(self) -> None:
-        for name in ("port", "max_buffer_bytes", "max_message_bytes", "max_peers", "max_unacked_packets", "max_unacked_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"NodeConfig.{name} must be positive, not {getattr(self, name)}")
-        for name in ("send_buffer_bytes", "receive_buffer_bytes", "max_peer_queued_bytes", "max_node_queued_bytes"):
-            if not 1 <= getattr(self, name) < 2**32:
-                raise ValueError(f"NodeConfig.{name} must be 1..{2**32 - 1} bytes, not {getattr(self, name)}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"NodeConfig.{name} must be an int in {low}..{high}, not {value!r}")
         for name in self.__slots__:
-            if name.endswith("_s") and getattr(self, name) < 0:
-                raise ValueError(f"NodeConfig.{name} is a time in seconds and cannot be {getattr(self, name)}")
-        if self.port > 65535:
-            raise ValueError(f"NodeConfig.port must be 1..65535, not {self.port}")
-        if self.max_message_bytes > RDS_MAX_MSG_SIZE:
-            raise ValueError(f"NodeConfig.max_message_bytes must be at most {RDS_MAX_MSG_SIZE}, not {self.max_message_bytes}")
+            if name.endswith("_s") and name not in RANGES and not getattr(self, name) >= 0:
+                raise ValueError(f"NodeConfig.{name} is a time in seconds, at least 0, not {getattr(self, name)!r}")
         if self.reconnect_min_delay_s > self.reconnect_max_delay_s:
-            low, high = self.reconnect_min_delay_s, self.reconnect_max_delay_s
-            raise ValueError(f"NodeConfig.reconnect_min_delay_s ({low}) exceeds reconnect_max_delay_s ({high})")
+            both = f"({self.reconnect_min_delay_s}) exceeds reconnect_max_delay_s ({self.reconnect_max_delay_s})"
+            raise ValueError(f"NodeConfig.reconnect_min_delay_s {both}")
         for network in self.allowed_peers or ():
             try:
                 ipaddress.ip_network(network)

@@ -12,7 +12,6 @@ import errno
 import ipaddress
 import logging
 import random
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
 from math import inf
@@ -105,7 +104,7 @@ class Node:
         self._network = network
         self._random = random.Random(config.seed)
         self._generation = self._random.randrange(1, 2**32)
-        self._first_sequence = time.time_ns() if config.sequence_base is None else config.sequence_base
+        self._first_sequence = int(config.wall_clock() * 1e9) if config.sequence_base is None else config.sequence_base
         self._core = Core(
             max_message_bytes=config.max_message_bytes,
             max_peer_queued_bytes=config.max_peer_queued_bytes,
@@ -113,6 +112,7 @@ class Node:
             max_unacked_packets=config.max_unacked_packets,
             max_unacked_bytes=config.max_unacked_bytes,
             answer_pings=config.ping_enable,
+            wall_clock=config.wall_clock,
         )
         self._hosts = {host.key: host for host in hosts}
         self._tables = {host.key: BindTable(self._core, host.key) for host in hosts}
@@ -324,10 +324,6 @@ class Node:
     def count_drop(self, reason: str) -> None:
         self._drops[reason] += 1
 
-    def wall_clock_s(self) -> float:
-        """The time that SO_TIMESTAMP gives to what arrives now."""
-        return time.time()
-
     def _emit(self, event: Event) -> None:
         for channel in list(self._subscribers):
             try:
@@ -486,6 +482,7 @@ class Node:
             stream.close()
         for channel in self._subscribers:
             channel.close()
+        self._subscribers.clear()
         for table in self._tables.values():
             for path in table.routes.values():
                 path.clear()

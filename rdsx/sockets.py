@@ -19,7 +19,6 @@ from typing_extensions import Buffer
 from rdsx import ancillary, options
 from rdsx._fast import Endpoint, Path
 from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_sockaddr
-from rdsx.constants import RDS_CMSG_CONG_UPDATE, RDS_CMSG_RDMA_DEST, SOL_RDS
 from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.statistics import SocketStatistics
 
@@ -33,6 +32,8 @@ MSG_PEEK = stdlib_socket.MSG_PEEK
 MSG_TRUNC = stdlib_socket.MSG_TRUNC
 MSG_CTRUNC = stdlib_socket.MSG_CTRUNC
 MSG_DONTWAIT = stdlib_socket.MSG_DONTWAIT
+MSG_ERRQUEUE = stdlib_socket.MSG_ERRQUEUE
+SOL_SOCKET = stdlib_socket.SOL_SOCKET
 
 SENT, CONGESTED, FULL, TOO_LONG, NO_ROUTE = range(5)  # codes of Endpoint.submit
 
@@ -46,7 +47,8 @@ class RdsSocket:
     queued while a peer cannot be reached. Every async method is a checkpoint; one that need not wait yields to the scheduler only
     now and then (`NodeConfig.yield_interval_s`). Cancelling a send means: not queued. Cancelling a receive: nothing was taken.
 
-    Any number of tasks may use one socket at once. After `close()` every method raises `trio.ClosedResourceError`.
+    Any number of tasks may use one socket at once. After `close()` every method but `close()` and `statistics()` raises
+    `trio.ClosedResourceError`, in waiting tasks too; `async for` ends.
     """
 
     def __init__(self, node: Node) -> None:
@@ -77,6 +79,7 @@ class RdsSocket:
         await self._node._checkpoint()
         self._check_open()
         host, port = await resolve_sockaddr(address)
+        self._check_open()
         if self._host is not None:
             raise bad_address(errno.EINVAL, address, f"the socket is already bound to {self.getsockname()}; rebinding is not possible")
         if not host.is_usable:
@@ -89,10 +92,12 @@ class RdsSocket:
         await self._node._checkpoint()
         self._check_open()
         host, port = await resolve_sockaddr(address)
+        self._check_open()
         if host.ip.version == 4 and host.ip.is_unspecified:
             raise bad_address(errno.EDESTADDRREQ, address, "give the peer's address")
         if not host.is_usable:
-            raise bad_address(errno.EPROTOTYPE if host.is_ipv6 else errno.EINVAL, address, "give a unicast address")
+            wrong_class = host.is_ipv6 and not host.ip.is_link_local  # a link-local one only lacks its scope
+            raise bad_address(errno.EPROTOTYPE if wrong_class else errno.EINVAL, address, "give a unicast address, link-local with scope")
         self._peer = (host, port)
         self._peer_address = host.sockaddr(port)
 
@@ -133,7 +138,7 @@ class RdsSocket:
         The host must be numeric."""
         code = self._submit(data, address)
         if code == NO_ROUTE:
-            code = self._endpoint.submit_to(data, *self._route(parse_sockaddr(address), address))
+            code = self._endpoint.submit_to(data, *self._route(numeric_sockaddr(address), address))
         self._raise_for(code, data, address)
         if self._core.attention:
             self._node.attend()
@@ -174,6 +179,7 @@ class RdsSocket:
 
     def sendmmsg_nowait(self, messages: Iterable[tuple[Buffer, SockAddr]]) -> int:
         """sendmmsg() that never waits: queues what it can; raises as sendto_nowait() does if that is nothing."""
+        self._check_bound()
         batch = messages if isinstance(messages, list) else list(messages)
         done = 0
         try:
@@ -254,7 +260,7 @@ class RdsSocket:
         A message that is half written is finished, but not resent. Messages already delivered stay delivered.
         """
         self._check_bound()
-        host, port = parse_sockaddr(address)
+        host, port = numeric_sockaddr(address)
         assert self._host is not None
         path = self._node._tables[self._host.key].routes.get(host.key)
         cancelled = 0 if path is None else self._endpoint.cancel(path, port)
@@ -270,8 +276,10 @@ class RdsSocket:
         MSG_PEEK leaves it queued, MSG_DONTWAIT raises BlockingIOError instead of waiting. Cancelled: nothing was taken.
         """
         await self._node._checkpoint()
+        if bufsize is not None:
+            check_size("bufsize", bufsize)
         if flags:
-            data, _, _, address = await self._recvmsg(bufsize, 0, flags)
+            data, _, _, address = await self._recvmsg(bufsize, 0, flags, notifications=False)
             return data, address or ()
         while (taken := self._endpoint.take()) is None:
             await self._wait_receivable()
@@ -282,6 +290,8 @@ class RdsSocket:
     def recvfrom_nowait(self, bufsize: int | None = None) -> tuple[bytes, SockAddr]:
         """recvfrom() that raises `trio.WouldBlock` instead of waiting."""
         self._check_open()
+        if bufsize is not None:
+            check_size("bufsize", bufsize)
         taken = self._endpoint.take()
         if taken is None:
             raise trio.WouldBlock
@@ -299,6 +309,9 @@ class RdsSocket:
     async def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, SockAddr]:
         """recvfrom() into a writable buffer (at most `nbytes` if given); returns (bytes stored, address)."""
         view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise TypeError(f"the buffer must be writable, such as a bytearray, not {type(buffer).__name__}")
+        check_size("nbytes", nbytes)
         room = len(view) if not nbytes else min(nbytes, len(view))
         data, address = await self.recvfrom(room, flags)
         view[: len(data)] = data
@@ -311,8 +324,7 @@ class RdsSocket:
     async def recvmmsg(self, limit: int = 1024) -> list[tuple[bytes, SockAddr]]:
         """Wait for a datagram, then take all that are there, up to `limit`. Cancelled: nothing was taken."""
         await self._node._checkpoint()
-        if limit < 1:
-            raise ValueError(f"recvmmsg: limit must be at least 1, not {limit}")
+        check_size("limit", limit, at_least=1)
         while not (taken := self._endpoint.take_many(limit)):
             await self._wait_receivable()
         if self._core.attention:
@@ -322,6 +334,7 @@ class RdsSocket:
     def recvmmsg_nowait(self, limit: int = 1024) -> list[tuple[bytes, SockAddr]]:
         """recvmmsg() that raises `trio.WouldBlock` instead of waiting."""
         self._check_open()
+        check_size("limit", limit, at_least=1)
         taken = self._endpoint.take_many(limit)
         if not taken:
             raise trio.WouldBlock
@@ -339,35 +352,40 @@ class RdsSocket:
         MSG_TRUNC (return the full length's worth of nothing more: the data is cut, msg_flags says so).
         """
         await self._node._checkpoint()
-        return await self._recvmsg(bufsize, ancbufsize, flags)
+        if bufsize is not None:
+            check_size("bufsize", bufsize)
+        check_size("ancbufsize", ancbufsize)
+        return await self._recvmsg(bufsize, ancbufsize, flags, notifications=True)
 
     async def _recvmsg(
-        self, bufsize: int | None, ancbufsize: int, flags: int
+        self, bufsize: int | None, ancbufsize: int, flags: int, *, notifications: bool
     ) -> tuple[bytes, list[ControlMessage], int, SockAddr | None]:
+        self._check_open()
         if flags & MSG_OOB:
             return b"", [], 0, None
+        if flags & MSG_ERRQUEUE:
+            raise BlockingIOError(errno.EAGAIN, "the error queue of an RDS socket is always empty")
         endpoint = self._endpoint
         while True:
-            self._check_open()
-            if endpoint.monitored and endpoint.monitor_pending:
+            if notifications and endpoint.monitor_pending:
                 mask, endpoint.monitor_pending = endpoint.monitor_pending, 0
-                control, msg_flags = ancillary.fit([(SOL_RDS, RDS_CMSG_CONG_UPDATE, mask.to_bytes(8, ancillary.BYTE_ORDER))], ancbufsize)
+                control, msg_flags = ancillary.fit([ancillary.CongUpdate(mask).control()], ancbufsize)
                 return b"", control, msg_flags, None
             found = endpoint.peek()
             if found is not None:
                 break
             if flags & MSG_DONTWAIT:
                 raise BlockingIOError(errno.EAGAIN, "no message")
-            await self._wait_receivable()
+            await self._wait_receivable(notifications=notifications)
         data, address, cookie, stamp_s = found
         if not flags & MSG_PEEK:
             endpoint.take()
             self._node.attend()
         control = []
         if cookie:
-            control.append((SOL_RDS, RDS_CMSG_RDMA_DEST, cookie.to_bytes(8, ancillary.BYTE_ORDER)))
-        if self.options.timestamp:
-            control.append(ancillary.timestamp(stamp_s))
+            control.append(ancillary.RdmaDest(cookie).control())
+        if self.options.timestamp and stamp_s:
+            control.append((SOL_SOCKET, self.options.timestamp, ancillary.Timestamp.at(stamp_s).pack()))
         control, msg_flags = ancillary.fit(control, ancbufsize)
         if bufsize is not None and len(data) > bufsize:
             data = data[:bufsize]
@@ -387,8 +405,9 @@ class RdsSocket:
     # -- options and state
 
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
-        """Set a socket option: SOL_SOCKET's SO_SNDBUF, SO_RCVBUF, SO_SNDTIMEO, SO_RCVTIMEO, SO_TIMESTAMP, or one of SOL_RDS under its kernel
-        name. `value`: an int, or the packed structure that the kernel takes. OSError as the kernel: ENOPROTOOPT, EINVAL, ENOTCONN."""
+        """Set a socket option: SOL_SOCKET's SO_SNDBUF, SO_RCVBUF, SO_SNDTIMEO, SO_RCVTIMEO, SO_TIMESTAMP, or one of SOL_RDS under its
+        kernel name. `value`: an int, or the packed structure that the kernel takes. OSError as the kernel: ENOPROTOOPT, EINVAL, ENOTCONN.
+        """
         self._check_open()
         options.set_option(self, level, option, value)
 
@@ -481,6 +500,8 @@ class RdsSocket:
             return
         if code == CONGESTED:
             self._core.count("cong_send_error")
+            if self._endpoint.monitored:
+                self._endpoint.monitor_wanted |= 1 << (address[1] % 64)
             raise CongestedError(f"port {address[1]} of {address[0]} is congested; await wait_writable({address!r}), or use sendto()")
         if code == FULL:
             raise trio.WouldBlock
@@ -496,7 +517,8 @@ class RdsSocket:
                 route = self._route(await resolve_sockaddr(address), address)
             elif code == FULL:
                 with options.time_limit(self.options.send_timeout_s):
-                    await self._park_sender()
+                    while self._endpoint.sent_bytes >= self._endpoint.send_limit and not self._closed:
+                        await self._park_sender()
             elif code == CONGESTED:
                 self._core.count("cong_send_blocked")
                 await self._park_congested(*(route or self._route(await resolve_sockaddr(address), address)))
@@ -525,16 +547,17 @@ class RdsSocket:
             if not self._congested_lots[lot]:
                 del self._congested_lots[lot]
 
-    async def _wait_receivable(self) -> None:
-        """Park until there may be something to receive."""
-        self._check_open()
-        self._endpoint.receive_waiting = True
-        try:
-            with options.time_limit(self.options.receive_timeout_s):
-                await self._receivers.park()
-        finally:
-            self._endpoint.receive_waiting = len(self._receivers) > 0
-        self._check_open()
+    async def _wait_receivable(self, *, notifications: bool = False) -> None:
+        """Park until there is a message to receive, or (if asked for) a notification."""
+        endpoint = self._endpoint
+        with options.time_limit(self.options.receive_timeout_s):
+            while not (endpoint.queued or (notifications and endpoint.monitor_pending)):
+                self._check_open()
+                endpoint.receive_waiting = True
+                try:
+                    await self._receivers.park()
+                finally:
+                    endpoint.receive_waiting = len(self._receivers) > 0
 
     def _wake(self) -> None:
         """The endpoint's state changed: let waiters look again."""
@@ -561,3 +584,18 @@ class RdsSocket:
     def _raised_send_limit(self) -> None:
         self._senders.unpark_all()
 
+
+def numeric_sockaddr(address: SockAddr) -> tuple[Host, int]:
+    """parse_sockaddr() for calls that never wait, and so look no names up."""
+    try:
+        return parse_sockaddr(address)
+    except ValueError as error:
+        raise ValueError(f"{error}; give a numeric address: only calls that may wait look names up") from None
+
+
+def check_size(name: str, value: int, at_least: int = 0) -> None:
+    """Before anything is taken off a queue: a message must not be lost to a wrong argument."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, not {value}")

@@ -89,11 +89,13 @@ class Supervisor:
         if stream is not None and connection.dials:
             return stream
         now_s = trio.current_time()
-        if stream is not None:
-            stream.close()
+        if not connection.dials and (stream is not None or reason == "reset_by_peer"):
+            # The smaller address refuses a poke with FIN and RST, which may be here before our connect has returned.
+            if stream is not None:
+                stream.close()
             connection.poked(now_s)
         else:
-            connection.dial_failed(now_s)
+            connection.dial_failed(now_s, rejected=reason == "reset_by_peer")
             if not self._offered:
                 self._node.count_drop(reason)
                 if not self._refused:
@@ -114,6 +116,7 @@ class Supervisor:
         finally:
             self.link = None
             self._link_ended.set()
+        await trio.lowlevel.checkpoint_if_cancelled()  # the node has closed meanwhile: there is nobody left to tell
         if connection.state is State.UP:
             connection.dropped()
         connection.shutting()
@@ -151,8 +154,9 @@ class Supervisor:
 
     async def acknowledged(self) -> None:
         """Until the peer has acknowledged everything; at once if there is no link."""
-        while self.link is not None and self.connection.path.has_pending:
-            await trio.sleep(self._node.config.ack_delay_s)  # noqa: ASYNC110  happens once in a node's life, not worth an event per ack
+        # Once in a node's life: not worth an event for every acknowledgement.
+        while self.link is not None and self.connection.path.has_pending:  # noqa: ASYNC110
+            await trio.sleep(self._node.config.ack_delay_s)
 
     async def finish(self, drain_s: float) -> None:
         """Close the link in order, and make no other."""
@@ -179,9 +183,6 @@ class Supervisor:
     def heard_map(self, freed: int) -> None:
         self.connection.heard_map()
         self._node.map_changed(self.connection.path.foreign, freed)
-
-    def wall_clock_s(self) -> float:
-        return self._node.wall_clock_s()
 
     def attend(self) -> None:
         self._node.attend()

@@ -218,7 +218,8 @@ class Cluster:
         self.network.note(f"restart {host}{' silently' if silently else ''}")
         self.unsure |= {flow for flow in self.sent if flow[1] == host or self.born[flow[0]] == host}
         self.unsure |= {(uid, host, port) for uid in self.born for port in self.ports}
-        self.unsure |= {(uid, other, port) for uid, home in self.born.items() if home == host for other in self.hosts for port in self.ports}
+        homeless = [uid for uid, home in self.born.items() if home == host]
+        self.unsure |= {(uid, other, port) for uid in homeless for other in self.hosts for port in self.ports}
         if silently:
             self.network.crash(host)
         life.scope.cancel()
@@ -244,7 +245,8 @@ class Cluster:
             for port, sock in life.socks.items():
                 endpoint = sock._endpoint
                 pending = sum(path.pending_to(endpoint) for path in paths)
-                self.require(endpoint.unacknowledged == pending, f"{life.host}:{port}: {endpoint.unacknowledged} unacknowledged, {pending} queued")
+                unacknowledged = endpoint.unacknowledged
+                self.require(unacknowledged == pending, f"{life.host}:{port}: {unacknowledged} unacknowledged, {pending} queued")
                 self.require(bool(pending) or endpoint.sent_bytes == 0, f"{life.host}:{port}: {endpoint.sent_bytes} bytes of no message")
                 if endpoint.bound:
                     self.require(endpoint.congested == endpoint.table.congestion.test(port), f"{life.host}:{port}: congestion bit is wrong")
@@ -299,8 +301,9 @@ class Cluster:
             for life in self.alive():
                 for port, sock in life.socks.items():
                     statistics = sock.statistics()
-                    self.require(statistics.unacknowledged_messages == 0, f"{life.host}:{port}: unacknowledged at the end")
-                    self.require(statistics.queued_messages == 0 and not statistics.congested, f"{life.host}:{port}: still queued at the end")
+                    self.require(not statistics.unacknowledged_messages, f"{life.host}:{port}: unacknowledged at the end")
+                    empty = statistics.queued_messages == 0 and not statistics.congested
+                    self.require(empty, f"{life.host}:{port}: still queued at the end")
             nursery.cancel_scope.cancel()
 
 

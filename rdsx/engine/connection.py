@@ -114,7 +114,6 @@ class Connection:
         """
         self._move(Move.CONNECTED)
         self.heard = False
-        self._poked = False
         self.path.held = True
         self.path.open(pack_hello(self._generation))
 
@@ -122,6 +121,7 @@ class Connection:
         """The first header of a link came in: `extensions` and `ack` are its fields. Decides how messages are acknowledged, and lets
         them go: first everything unacknowledged, in order (rule R0), then the path count for a kernel (rule R2), then new ones."""
         self.heard = True
+        self._poked = False
         self.links += 1
         self._backoff.reset()
         hello = parse_hello_untrusted(extensions)

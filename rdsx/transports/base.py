@@ -76,9 +76,6 @@ class LinkOwner(Protocol):
     def heard_map(self, freed: int) -> None:
         """The peer's congestion map changed; `freed`: mask of ports (mod 64) that became free."""
 
-    def wall_clock_s(self) -> float:
-        """The wall clock, for receive time stamps."""
-
     def attend(self) -> None:
         """A batch was taken in or acknowledged: look at what the hot path noted."""
 

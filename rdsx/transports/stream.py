@@ -207,7 +207,6 @@ class StreamLink:
     def _take_in(self) -> None:
         """Parse all that was read, stopping for what only the owner can decide."""
         reader, owner, path = self._reader, self._owner, self._path
-        path.core.now_s = owner.wall_clock_s()
         while code := reader.parse():
             if code == HELLO:
                 owner.heard_hello(reader.extensions, reader.ack)

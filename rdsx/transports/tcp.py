@@ -131,9 +131,11 @@ class TcpNetwork:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             await sock.bind(local.sockaddr(port))
             sock.listen(BACKLOG)
-        except OSError as error:
+        except BaseException as error:
             sock.close()
-            raise listen_error(error, local, port) from error
+            if isinstance(error, OSError):
+                raise listen_error(error, local, port) from error
+            raise
         return TcpListener(sock, self)
 
     async def connect(self, local: Host, remote: Host, port: int) -> TcpStream:
@@ -157,7 +159,7 @@ def listen_error(error: OSError, local: Host, port: int) -> OSError:
     """The same errno with the address, the port and the remedy in the text."""
     where = f"cannot listen on {local.key} port {port}/tcp"
     if error.errno == errno.EADDRINUSE:
-        remedy = "the port is in use, by another rdsx node or by the kernel's rds_tcp module: stop that, or set NodeConfig.port on all nodes"
+        remedy = "the port is in use, by another rdsx node or by the kernel's rds_tcp: stop that, or set NodeConfig.port on all nodes"
     elif error.errno == errno.EADDRNOTAVAIL:
         remedy = "the address is not one of this host's: give one that `ip address` shows"
     elif error.errno in (errno.EACCES, errno.EPERM):

@@ -1,0 +1,156 @@
+"""Who may import whom. The table is the one in CONTRIBUTING.md; a folder that does not exist yet has nothing to break."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package has no .pyx
+
+# What users import, besides the names of `rdsx` itself.
+PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "errors", "testing"}
+
+IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
+
+
+def package_of(path: Path) -> list[str]:
+    """The package that relative imports in this file start from."""
+    return ["rdsx", *path.relative_to(ROOT).parts[:-1]]
+
+
+def imports(path: Path, source: str | None = None) -> set[str]:
+    """Full names of everything a file imports, also inside functions; `from a import b` counts as `a` and as `a.b`.
+
+    What only the type checker sees does not couple anything, so `if TYPE_CHECKING:` is left out.
+    """
+    tree = ast.parse(path.read_text() if source is None else source)
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = package_of(path)
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "import_module", "importlib.import_module"):
+            found |= {str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)}
+    return found
+
+
+def is_inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def files(folder: str) -> list[Path]:
+    """The Python files of a folder, or of a module that is not a folder."""
+    place = ROOT / folder
+    if place.with_suffix(".py").exists():
+        return [place.with_suffix(".py")]
+    if not place.exists():
+        return []
+    return sorted(place.rglob("*.py"))
+
+
+def broken(folder: str, forbidden: set[str]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(folder)
+        for name in sorted(imports(path))
+        if any(is_inside(name, module) for module in forbidden)
+    ]
+
+
+def public_only(path: Path, found: set[str], package: str) -> list[str]:
+    """What a file of `package` takes that is not public: private names, and modules that no user imports."""
+    modules = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix in (".py", ".pyx")}
+    inner = (modules | {"engine", "node", "wire"}) - PUBLIC_MODULES
+    wrong = []
+    for name in sorted(found):
+        parts = name.split(".")
+        if parts[0] != "rdsx" or is_inside(name, f"rdsx.{package}"):
+            continue
+        if any(part.startswith("_") and not part.startswith("__") for part in parts[1:]) or (parts[1:2] and parts[1] in inner):
+            wrong.append(f"{path.name} imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("folder", ["engine", "wire"])
+def test_the_engine_and_the_wire_know_no_world(folder: str) -> None:
+    assert broken(folder, IMPURE) == []
+
+
+@pytest.mark.parametrize("folder", ["engine", "wire"])
+def test_the_engine_and_the_wire_know_nobody_above(folder: str) -> None:
+    above = {"rdsx.node", "rdsx.sockets", "rdsx.supervisor", "rdsx.transports", "rdsx.cli", "rdsx.calls", "rdsx.testing"}
+    assert broken(folder, above | ({"rdsx.engine"} if folder == "wire" else set())) == []
+
+
+def test_policies_and_holders_know_no_world() -> None:
+    for name in ("policy.py", "holder.py"):
+        for path in ROOT.rglob(name):
+            assert [found for found in imports(path) if any(is_inside(found, module) for module in IMPURE)] == []
+
+
+def test_transports_do_not_know_the_engine() -> None:
+    assert broken("transports", {"rdsx.engine", "rdsx.node", "rdsx.sockets", "rdsx.supervisor", "rdsx.cli", "rdsx.calls"}) == []
+
+
+@pytest.mark.parametrize("folder", ["cli", "calls"])
+def test_users_take_public_names_only(folder: str) -> None:
+    assert [wrong for path in files(folder) for wrong in public_only(path, imports(path), folder)] == []
+
+
+def test_the_hot_path_knows_nobody() -> None:
+    for name in ("_fast.pyx", "_stream.pyx"):
+        lines = (ROOT / name).read_text().splitlines()
+        modules = [line.split()[1] for line in lines if line.split()[:1] in (["import"], ["from"], ["cimport"]) and "import" in line]
+        assert modules, name
+        for module in modules:
+            assert module.split(".")[0] in ("cpython", "libc", "cython") or module in ("rdsx._fast", "rdsx.errors"), (name, module)
+
+
+def test_folders_are_found() -> None:
+    """The checks above must not pass because they look at nothing."""
+    assert (ROOT / "_fast.pyx").exists()
+    for folder in ("engine", "wire", "transports", "cli", "calls"):
+        if list((ROOT / folder).glob("*.py")):
+            assert len(files(folder)) >= 1
+        if len(files(folder)) > 2:
+            assert any(name.startswith("rdsx") for path in files(folder) for name in imports(path)), folder
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import trio", {"trio"}),
+        ("import os.path as p, time", {"os.path", "time"}),
+        ("from . import states", {"rdsx.engine", "rdsx.engine.states"}),
+        ("from ..node import Node", {"rdsx.node", "rdsx.node.Node"}),
+        ("from rdsx import _fast", {"rdsx", "rdsx._fast"}),
+        ("def f():\n    import socket", {"socket"}),
+        ("importlib.import_module('time')", {"time"}),
+        ("if TYPE_CHECKING:\n    import trio\nelse:\n    import os", {"os"}),
+    ],
+)
+def test_how_imports_are_read(source: str, expected: set[str]) -> None:
+    assert imports(ROOT / "engine" / "imaginary.py", source) == expected
+
+
+def test_how_private_names_are_recognised() -> None:
+    path = ROOT / "cli" / "imaginary.py"
+    fine = {"rdsx", "rdsx.open_node", "rdsx.errors", "rdsx.errors.WireError", "rdsx.testing.fake", "rdsx.cli._tables", "os._exit", "trio"}
+    assert public_only(path, fine | {"rdsx.__version__"}, "cli") == []
+    for name in ("rdsx._fast", "rdsx.engine", "rdsx.engine.states.State", "rdsx.node.Node", "rdsx.testing._fake", "rdsx.wire.hello"):
+        assert public_only(path, {name}, "cli")
