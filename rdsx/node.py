@@ -1,46 +1,23 @@
-"""A node: the local addresses, the sockets on them, one connection per peer, and the tasks that keep them going.
-
-This is the one place where the engine, the links, the clock and trio meet. The hot path never calls up: after each batch somebody
-calls `attend()`, which looks at what `_fast.Core` noted and wakes whom it concerns. Invariants: no task outlives `open_node`'s
-block; a path exists for every peer that a message was ever queued for, and is never replaced while the node lives.
-"""
+"""A node: the local addresses and the sockets on them. The public face; `driver` is the inside."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
-import logging
-import random
-from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
-from math import inf
 from typing import Literal
 
 import trio
 
-from rdsx._fast import BindTable, CongestionMap, Core, Endpoint, Path
-from rdsx.addresses import Host, SockAddr, bad_address, parse_host
+from rdsx.addresses import parse_host
 from rdsx.config import NodeConfig
-from rdsx.engine.connection import Connection
+from rdsx.driver import Driver
 from rdsx.engine.events import Event
-from rdsx.errors import TooManyPeersError
 from rdsx.sockets import RdsSocket
-from rdsx.statistics import ConnectionStatistics, NodeStatistics
-from rdsx.supervisor import Supervisor
-from rdsx.transports.base import ByteStream, Listener, Network
-from rdsx.transports.signal import Signal
+from rdsx.statistics import NodeStatistics
+from rdsx.transports.base import Network
 from rdsx.transports.tcp import TcpNetwork
 
 __all__ = ["Node", "open_node"]
-
-log = logging.getLogger("rdsx.node")
-
-YIELD_CALLS = 256  # async calls that need not wait between two yields, at most
-MAX_REFUSED = 64  # connections of refused peers held open
-REFUSED_HOLD_S = 1.0  # ... for this long: a kernel whose connection is closed at once reconnects at once, for ever
-ACCEPT_RETRY_S = 0.1  # after EMFILE and the like
-MAX_ACK_POLL_S = 0.1  # slowest polling of a stream that acknowledges nothing
 
 TransportName = Literal["tcp", "loop"]
 
@@ -80,17 +57,17 @@ async def open_node(
         raise ValueError(f"transport must be 'tcp' or 'loop', not {transport!r}")
     else:
         network = transport
-    node = Node(hosts, network, config)
+    driver = Driver(hosts, network, config)
     # What the block raises leaves as it is, not wrapped in the nursery's exception group.
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
-            await node._start(nursery)
-            yield node
-            await node._drain()
+            await driver.start(nursery)
+            yield Node(driver)
+            await driver.drain()
         except BaseException as error:
             raised = error
-        node._close()
+        driver.close()
         nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
@@ -99,66 +76,36 @@ async def open_node(
 class Node:
     """Made by `open_node`. All methods must be called from the same trio run."""
 
-    def __init__(self, hosts: list[Host], network: Network | None, config: NodeConfig) -> None:
-        self.config = config
-        self._network = network
-        self._random = random.Random(config.seed)
-        self._generation = self._random.randrange(1, 2**32)
-        self._first_sequence = int(config.wall_clock() * 1e9) if config.sequence_base is None else config.sequence_base
-        self._core = Core(
-            max_message_bytes=config.max_message_bytes,
-            max_peer_queued_bytes=config.max_peer_queued_bytes,
-            max_node_queued_bytes=config.max_node_queued_bytes,
-            max_unacked_packets=config.max_unacked_packets,
-            max_unacked_bytes=config.max_unacked_bytes,
-            answer_pings=config.ping_enable,
-            wall_clock=config.wall_clock,
-        )
-        self._hosts = {host.key: host for host in hosts}
-        self._tables = {host.key: BindTable(self._core, host.key) for host in hosts}
-        self._allowed = None if config.allowed_peers is None else [ipaddress.ip_network(text) for text in config.allowed_peers]
-        self._foreign: dict[str, CongestionMap] = {}
-        self._supervisors: dict[tuple[str, str], Supervisor] = {}
-        self._sockets: set[RdsSocket] = set()
-        self._monitors: set[RdsSocket] = set()
-        self._congested: dict[CongestionMap, dict[int, trio.lowlevel.ParkingLot]] = {}
-        self._drops: Counter[str] = Counter()
-        self._subscribers: dict[trio.MemorySendChannel[Event], None] = {}
-        self._missed_events = 0
-        self._refused: deque[ByteStream] = deque()
-        self._owing: dict[Supervisor, None] = {}
-        self._owing_signal = Signal()
-        self._nursery: trio.Nursery | None = None
-        self._accepting = trio.CancelScope()
-        self._calls = 0
-        self._yielded_at_s = -inf
-        self._closed = False
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
 
-    # -- for users
+    @property
+    def config(self) -> NodeConfig:
+        return self._driver.config
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The local addresses, as they were given, in canonical spelling."""
-        return tuple(self._hosts)
+        return tuple(self._driver.hosts)
 
     @property
     def generation(self) -> int:
         """The number by which peers tell this node's life from an earlier one."""
-        return self._generation
+        return self._driver.generation
 
     def socket(self) -> RdsSocket:
         """A new unbound socket of this node. Close it, or use it in `with`."""
-        if self._closed:
+        if self._driver.closed:
             raise trio.ClosedResourceError("this node was closed: its open_node block has ended")
-        sock = RdsSocket(self)
-        self._sockets.add(sock)
+        sock = RdsSocket(self._driver)
+        self._driver.sockets[sock] = None
         return sock
 
     async def bind(self, port: int = 0) -> RdsSocket:
         """A new socket bound to `port` (0: any free one) of the node's first address."""
         sock = self.socket()
         try:
-            await sock.bind(next(iter(self._hosts.values())).sockaddr(port))
+            await sock.bind(next(iter(self._driver.hosts.values())).sockaddr(port))
         except BaseException:
             sock.close()
             raise
@@ -170,320 +117,15 @@ class Node:
         A subscriber that is more than `buffer` events behind misses the newest ones, counted in `statistics().missed_events`. The
         channel ends when the node closes.
         """
-        send, receive = trio.open_memory_channel[Event](buffer)
-        if self._closed:
-            send.close()
-        else:
-            self._subscribers[send] = None
-        return receive
+        return self._driver.subscribe(buffer)
 
     def reset_connection(self, peer: str) -> bool:
         """Drop the connections to a peer at once, as an operator or a test would; False if none was up.
 
         They are re-established as after any loss, and everything unacknowledged is resent.
         """
-        key = parse_host(peer).key
-        found = [s for (_, remote), s in self._supervisors.items() if remote == key and s.link is not None]
-        for supervisor in found:
-            supervisor.reset()
-        return bool(found)
+        return self._driver.reset_connection(parse_host(peer).key)
 
     def statistics(self) -> NodeStatistics:
         """A snapshot."""
-        return NodeStatistics(
-            addresses=self.addresses,
-            sockets=len(self._sockets),
-            queued_bytes=self._core.queued_bytes,
-            missed_events=self._missed_events,
-            counters=self._core.statistics(),
-            drops=dict(self._drops),
-            connections=tuple(self._connection_statistics()),
-        )
-
-    def _connection_statistics(self) -> Iterable[ConnectionStatistics]:
-        for table in self._tables.values():
-            for path in table.routes.values():
-                connection: Connection | None = path.supervisor.connection if path.supervisor is not None else None
-                yield ConnectionStatistics(
-                    local=table.host,
-                    peer=path.host,
-                    transport="loop" if path.local else self.transport_name,
-                    state="up" if connection is None else connection.state.value,
-                    kind="local" if connection is None else connection.kind,
-                    generation=self._generation if connection is None else connection.peer_generation,
-                    links=0 if connection is None else connection.links,
-                    reconnects=0 if connection is None else max(0, connection.links - 1),
-                    next_tx_seq=path.next_sequence,
-                    next_rx_seq=path.next_receive,
-                    send_queue_messages=path.send_queue,
-                    retransmit_queue_messages=path.retransmit_queue,
-                    retransmitted_messages=path.retransmitted,
-                    queued_bytes=path.queued_bytes,
-                    paused=path.paused,
-                )
-
-    # -- for sockets
-
-    async def _checkpoint(self) -> None:
-        """The await rule: check for cancellation on every call, yield to the scheduler every so often."""
-        self._calls += 1
-        now_s = trio.current_time()
-        if self._calls >= YIELD_CALLS or now_s - self._yielded_at_s >= self.config.yield_interval_s:
-            await trio.lowlevel.checkpoint()
-            self._calls = 0
-            self._yielded_at_s = trio.current_time()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-
-    def _bind(self, endpoint: Endpoint, host: Host, port: int, address: SockAddr) -> None:
-        """Bind with the kernel's errnos."""
-        table = self._tables.get(host.key)
-        if table is None:
-            raise bad_address(errno.EADDRNOTAVAIL, address, f"this node speaks for {', '.join(self._hosts)}; open it with that address too")
-        if port == 1:
-            raise bad_address(errno.EINVAL, address, "port 1 belongs to the multipath probe; ports for sockets are 2..65535")
-        if port == 0:
-            free = table.free_port(self._random.randrange(65536))
-            if free is None:
-                raise bad_address(errno.EADDRINUSE, address, "every port of this address is bound; close a socket or add an address")
-            port = free
-        elif table.find(port) is not None:
-            raise bad_address(errno.EADDRINUSE, address, "the port is bound by another socket of this node; port 0 picks a free one")
-        table.bind(endpoint, port)
-
-    def _route(self, local: str, host: Host, address: SockAddr) -> Path:
-        """The path from a local address to a peer; makes the connection if there is none."""
-        table = self._tables[local]
-        path = table.routes.get(host.key)
-        if path is None:
-            if not host.is_usable:
-                raise bad_address(errno.EINVAL, address, "a message goes to one host: give a unicast address")
-            if host.is_ipv6 != self._hosts[local].is_ipv6:
-                raise bad_address(errno.EOPNOTSUPP, address, f"the socket is bound to {local}: both ends are IPv4, or both IPv6")
-            path = self._make_local_path(table, host) if host.key in self._tables else self._make_path(table, host)
-        return path
-
-    def attend(self) -> None:
-        """Look at what the hot path noted since the last call, and wake whom it concerns."""
-        core = self._core
-        while core.attention:
-            core.attention = False
-            for path in core.take_dirty():
-                path.supervisor.kick()
-            for endpoint in core.take_woken():
-                if endpoint.owner is not None:  # not closed meanwhile
-                    endpoint.owner._wake()
-            for path in core.take_resumable():
-                if path.supervisor is not None and (link := path.supervisor.link) is not None:
-                    link.resume()
-            for table in core.take_remapped():
-                self.map_changed(table.congestion, 2**64 - 1)
-                for path in table.routes.values():
-                    if path.supervisor is not None and not path.corked and (link := path.supervisor.link) is not None:
-                        link.kick()
-
-    def congestion_lot(self, path: Path, port: int) -> trio.lowlevel.ParkingLot:
-        """Where to wait until `port` at the other end of `path` may be free."""
-        if path.supervisor is not None and path.supervisor.link is None:
-            path.supervisor.kick()
-        return self._congested.setdefault(path.foreign, {}).setdefault(port, trio.lowlevel.ParkingLot())
-
-    def is_awaited(self, path: Path) -> bool:
-        """Whether somebody waits for congestion to end at the other end of `path`."""
-        return any(self._congested.get(path.foreign, {}).values())
-
-    def map_changed(self, congestion: CongestionMap, freed: int) -> None:
-        """Wake those who wait for ports that are free now, and tell the sockets that monitor congestion."""
-        waiting = self._congested.get(congestion)
-        if waiting:
-            for port in congestion.freed(waiting):
-                waiting.pop(port).unpark_all()
-        for sock in self._monitors:
-            sock._congestion_freed(freed)
-
-    def forget_socket(self, sock: RdsSocket) -> None:
-        self._sockets.discard(sock)
-        self._monitors.discard(sock)
-
-    # -- for supervisors
-
-    @property
-    def transport_name(self) -> str:
-        return "loop" if self._network is None else self._network.name
-
-    @property
-    def network(self) -> Network:
-        assert self._network is not None
-        return self._network
-
-    def owes_acks(self, supervisor: Supervisor) -> None:
-        if supervisor not in self._owing:
-            self._owing[supervisor] = None
-            self._owing_signal.set()
-
-    def count_drop(self, reason: str) -> None:
-        self._drops[reason] += 1
-
-    def _emit(self, event: Event) -> None:
-        for channel in list(self._subscribers):
-            try:
-                channel.send_nowait(event)
-            except trio.WouldBlock:
-                self._missed_events += 1
-            except trio.BrokenResourceError:
-                del self._subscribers[channel]
-
-    # -- paths
-
-    def _make_local_path(self, table: BindTable, host: Host) -> Path:
-        """Loopback between two addresses of this node (or one and itself): both directions, so that the receiver sees the sender."""
-        for here, there in ((table, self._tables[host.key]), (self._tables[host.key], table)):
-            if there.host not in here.routes:
-                there_host = self._hosts[there.host]
-                here.routes[there.host] = Path(
-                    here, there_host.text, there.congestion, peer_table=there, is_ipv6=there_host.is_ipv6, scope=there_host.scope
-                )
-        return table.routes[host.key]
-
-    def _make_path(self, table: BindTable, host: Host) -> Path:
-        local = self._hosts[table.host]
-        if self._network is None:
-            raise OSError(errno.ENETUNREACH, f"{host.key} is not an address of this node, and transport 'loop' reaches no other: use 'tcp'")
-        if len(self._supervisors) >= self.config.max_peers:
-            raise TooManyPeersError(f"{host.key} would be peer number {len(self._supervisors) + 1}: raise NodeConfig.max_peers")
-        foreign = self._foreign.setdefault(host.key, CongestionMap())
-        path = Path(table, host.text, foreign, first_sequence=self._first_sequence, is_ipv6=host.is_ipv6, scope=host.scope)
-        connection = Connection(
-            path,
-            dials=local.value < host.value,
-            config=self.config,
-            generation=self._generation,
-            uniform=self._random.random,
-            emit=self._emit,
-        )
-        supervisor = Supervisor(self, connection, local, host)
-        path.supervisor = supervisor
-        table.routes[host.key] = path
-        self._supervisors[table.host, host.key] = supervisor
-        assert self._nursery is not None
-        self._nursery.start_soon(supervisor.run, name=f"rdsx {table.host} -> {host.key}")
-        return path
-
-    # -- the node's own tasks
-
-    async def _start(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        if self._network is None:
-            return
-        listeners: list[tuple[Host, Listener]] = []
-        try:
-            for host in self._hosts.values():
-                listeners.append((host, await self._network.listen(host, self.config.port)))
-        except BaseException:
-            for _, listener in listeners:
-                listener.close()
-            raise
-        nursery.start_soon(self._accept_all, listeners)
-        nursery.start_soon(self._acknowledge)
-
-    async def _accept_all(self, listeners: list[tuple[Host, Listener]]) -> None:
-        with self._accepting:
-            async with trio.open_nursery() as nursery:
-                for host, listener in listeners:
-                    nursery.start_soon(self._accept, host, listener)
-
-    async def _accept(self, local: Host, listener: Listener) -> None:
-        with contextlib.closing(listener):
-            while True:
-                try:
-                    stream, remote = await listener.accept()
-                except OSError as error:
-                    self.count_drop("accept_failed")
-                    log.warning("%s: accept: %s", local.key, error)
-                    await trio.sleep(ACCEPT_RETRY_S)
-                else:
-                    self._place(local, remote, stream)
-
-    def _place(self, local: Host, remote: Host, stream: ByteStream) -> None:
-        """Decide what becomes of an incoming stream: the link of a smaller peer, the poke of a larger one, or nobody we know."""
-        if remote.key in self._tables:
-            self.count_drop("own_address")
-            stream.close()
-            return
-        if self._allowed is not None and not any(remote.ip in network for network in self._allowed):
-            self._refuse(stream, "not_allowed")
-            return
-        supervisor = self._supervisors.get((local.key, remote.key))
-        if supervisor is None:
-            try:
-                path = self._make_path(self._tables[local.key], remote)
-            except TooManyPeersError:
-                self._refuse(stream, "too_many_peers")
-                return
-            supervisor = path.supervisor
-        if local.value < remote.value:
-            stream.close()
-            supervisor.poked_by_peer()
-        else:
-            supervisor.offer(stream)
-
-    def _refuse(self, stream: ByteStream, reason: str) -> None:
-        self.count_drop(reason)
-        if len(self._refused) >= MAX_REFUSED:
-            self._refused.popleft().close()
-        self._refused.append(stream)
-        if len(self._refused) == 1:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._release_refused)
-
-    async def _release_refused(self) -> None:
-        while self._refused:
-            await trio.sleep(REFUSED_HOLD_S)
-            self._refused.popleft().close()
-
-    async def _acknowledge(self) -> None:
-        """Give the acknowledgements that found no message to ride on, and collect those of byte streams, which make no event."""
-        pause_s = self.config.ack_delay_s
-        while True:
-            if not self._owing:
-                await self._owing_signal.wait()
-                pause_s = self.config.ack_delay_s
-            with trio.move_on_after(pause_s):
-                if pause_s > self.config.ack_delay_s:
-                    await self._owing_signal.wait()
-                    pause_s = self.config.ack_delay_s
-                await trio.sleep(pause_s)
-            still: dict[Supervisor, None] = {}
-            owing, self._owing = self._owing, still
-            for supervisor in owing:
-                if supervisor.link is not None and supervisor.link.tick():
-                    still[supervisor] = None
-            pause_s = min(2 * pause_s, MAX_ACK_POLL_S) if len(still) == len(owing) else self.config.ack_delay_s
-
-    # -- the end
-
-    async def _drain(self) -> None:
-        """Wait for what can still be acknowledged, then close every link in order. Bounded by close_drain_s."""
-        supervisors = [s for s in self._supervisors.values() if s.link is not None and s.connection.heard]
-        with trio.move_on_after(self.config.close_drain_s) as drain:
-            for supervisor in supervisors:
-                await supervisor.acknowledged()
-        self._accepting.cancel()
-        with trio.CancelScope(deadline=drain.deadline):
-            async with trio.open_nursery() as nursery:
-                for supervisor in supervisors:
-                    nursery.start_soon(supervisor.finish, max(0.0, drain.deadline - trio.current_time()))
-
-    def _close(self) -> None:
-        self._closed = True
-        for sock in list(self._sockets):
-            sock.close()
-        for stream in self._refused:
-            stream.close()
-        for channel in self._subscribers:
-            channel.close()
-        self._subscribers.clear()
-        for table in self._tables.values():
-            for path in table.routes.values():
-                path.clear()
-            table.routes.clear()
+        return self._driver.statistics()

@@ -115,13 +115,13 @@ def unsigned(value: int | Buffer) -> int:
 
 
 def set_sndbuf(sock: RdsSocket, value: int | Buffer) -> None:
-    limit = sock._node.config.max_buffer_bytes
+    limit = sock._driver.config.max_buffer_bytes
     sock._endpoint.send_limit = max(2 * min(unsigned(value), limit), MIN_SNDBUF) // 2
     sock._raised_send_limit()
 
 
 def set_rcvbuf(sock: RdsSocket, value: int | Buffer) -> None:
-    limit = sock._node.config.max_buffer_bytes
+    limit = sock._driver.config.max_buffer_bytes
     sock._endpoint.receive_limit = max(2 * min(unsigned(value), limit), MIN_RCVBUF) // 2
 
 
@@ -199,7 +199,7 @@ def refuse_registration(sock: RdsSocket, packed: bytes, size: int, structure: st
     if len(packed) != size:
         raise OSError(errno.EINVAL, f"the option takes {structure}(…).pack(), exactly {size} bytes, not {len(packed)}")
     sock._check_bound()
-    raise OSError(errno.EOPNOTSUPP, f"memory registration needs the verbs transport; {sock._node.transport_name!r} has none")
+    raise OSError(errno.EOPNOTSUPP, f"memory registration needs the verbs transport; {sock._driver.transport_name!r} has none")
 
 
 def set_free_mr(sock: RdsSocket, value: int | Buffer) -> None:
@@ -207,7 +207,7 @@ def set_free_mr(sock: RdsSocket, value: int | Buffer) -> None:
     if len(packed) != FreeMrArgs.layout.size:
         raise OSError(errno.EINVAL, f"the option takes rdsx.ancillary.FreeMrArgs(…).pack(), exactly 16 bytes, not {len(packed)}")
     cookie = FreeMrArgs.unpack(packed).cookie
-    raise OSError(errno.EINVAL, f"cookie {cookie:#x} names no registered memory; {sock._node.transport_name!r} registers none")
+    raise OSError(errno.EINVAL, f"cookie {cookie:#x} names no registered memory; {sock._driver.transport_name!r} registers none")
 
 
 SETTERS: dict[tuple[int, int], Callable[[RdsSocket, int | Buffer], None]] = {
@@ -244,7 +244,7 @@ def set_option(sock: RdsSocket, level: int, option: int, value: int | Buffer) ->
 
 
 def transport_of(sock: RdsSocket) -> int:
-    return c.RDS_TRANS_TCP if sock._node.transport_name != "loop" else c.RDS_TRANS_LOOP
+    return c.RDS_TRANS_TCP if sock._driver.transport_name != "loop" else c.RDS_TRANS_LOOP
 
 
 def get_transport(sock: RdsSocket) -> int:

@@ -23,7 +23,7 @@ from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.statistics import SocketStatistics
 
 if TYPE_CHECKING:
-    from rdsx.node import Node
+    from rdsx.driver import Driver
 
 __all__ = ["RdsSocket"]
 
@@ -51,10 +51,10 @@ class RdsSocket:
     `trio.ClosedResourceError`, in waiting tasks too; `async for` ends.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node: Node = node
-        self._core = node._core
-        self._endpoint: Endpoint = Endpoint(node.config.send_buffer_bytes, node.config.receive_buffer_bytes)
+    def __init__(self, driver: Driver) -> None:
+        self._driver: Driver = driver
+        self._core = driver.core
+        self._endpoint: Endpoint = Endpoint(driver.config.send_buffer_bytes, driver.config.receive_buffer_bytes)
         self._endpoint.owner = self
         self._host: Host | None = None
         self._peer: tuple[Host, int] | None = None
@@ -76,7 +76,7 @@ class RdsSocket:
 
         Raises OSError: EADDRINUSE, EADDRNOTAVAIL (not an address of this node), EINVAL (already bound, or not a unicast address).
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         self._check_open()
         host, port = await resolve_sockaddr(address)
         self._check_open()
@@ -84,12 +84,12 @@ class RdsSocket:
             raise bad_address(errno.EINVAL, address, f"the socket is already bound to {self.getsockname()}; rebinding is not possible")
         if not host.is_usable:
             raise bad_address(errno.EINVAL, address, "there is no wildcard bind: give one local unicast address")
-        self._node._bind(self._endpoint, host, port, address)
+        self._driver.bind(self._endpoint, host, port, address)
         self._host = host
 
     async def connect(self, address: SockAddr) -> None:
         """Set the default destination of `send()`. Contacts nobody, checks nothing but the address; may be repeated."""
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         self._check_open()
         host, port = await resolve_sockaddr(address)
         self._check_open()
@@ -125,12 +125,12 @@ class RdsSocket:
         Raises OSError: EMSGSIZE, ENOTCONN (not bound), EINVAL (not a unicast address), EOPNOTSUPP (IPv4 to IPv6), ENETUNREACH
         (transport "loop"); TypeError and OverflowError for what is no datagram or no port; socket.gaierror for an unknown host.
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         code = self._submit(data, address)
         if code != SENT:
             await self._send_slowly(data, address, code)
         elif self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
 
     def sendto_nowait(self, data: Buffer, address: SockAddr) -> int:
@@ -141,7 +141,7 @@ class RdsSocket:
             code = self._endpoint.submit_to(data, *self._route(numeric_sockaddr(address), address))
         self._raise_for(code, data, address)
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
 
     async def send(self, data: Buffer) -> int:
@@ -158,14 +158,14 @@ class RdsSocket:
         number instead of raising, as sendmmsg(2) does: the rest was not queued, and calling again with the rest raises. Cancelled
         before the first: nothing was queued.
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         batch = messages if isinstance(messages, list) else list(messages)
         done = 0
         try:
             while True:
                 done = self._submit_many(batch, done)
                 if self._core.attention:
-                    self._node.attend()
+                    self._driver.attend()
                 if done == len(batch):
                     return done
                 if self._endpoint.code != SENT:
@@ -192,7 +192,7 @@ class RdsSocket:
             if not done:
                 raise
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return done
 
     async def sendmsg(
@@ -211,7 +211,7 @@ class RdsSocket:
         self._check_bound()
         ancillary.check_send(ancdata)
         if flags & MSG_DONTWAIT:
-            await self._node._checkpoint()
+            await self._driver.checkpoint()
             try:
                 return self.sendto_nowait(data, destination)
             except trio.WouldBlock:
@@ -223,7 +223,7 @@ class RdsSocket:
 
         It is a hint: another task may take the room first. An unreachable peer is writable while there is room.
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         address = self._destination() if address is None else address
         self._check_bound()
         path, port = self._route(await resolve_sockaddr(address), address)
@@ -241,7 +241,7 @@ class RdsSocket:
 
         Waits for ever for a peer that never comes: use a cancel scope. Cancelled: nothing changes.
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         self._check_open()
         if address is None:
             while self._endpoint.unacknowledged:
@@ -262,9 +262,9 @@ class RdsSocket:
         self._check_bound()
         host, port = numeric_sockaddr(address)
         assert self._host is not None
-        path = self._node._tables[self._host.key].routes.get(host.key)
+        path = self._driver.tables[self._host.key].routes.get(host.key)
         cancelled = 0 if path is None else self._endpoint.cancel(path, port)
-        self._node.attend()
+        self._driver.attend()
         return cancelled
 
     # -- receiving
@@ -275,7 +275,7 @@ class RdsSocket:
         Waits for one. `bufsize`: at most so many bytes, the rest of the datagram is lost, as in the kernel; default: all of it. `flags`:
         MSG_PEEK leaves it queued, MSG_DONTWAIT raises BlockingIOError instead of waiting. Cancelled: nothing was taken.
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         if bufsize is not None:
             check_size("bufsize", bufsize)
         if flags:
@@ -284,7 +284,7 @@ class RdsSocket:
         while (taken := self._endpoint.take()) is None:
             await self._wait_receivable()
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return taken if bufsize is None or len(taken[0]) <= bufsize else (taken[0][:bufsize], taken[1])
 
     def recvfrom_nowait(self, bufsize: int | None = None) -> tuple[bytes, SockAddr]:
@@ -296,7 +296,7 @@ class RdsSocket:
         if taken is None:
             raise trio.WouldBlock
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return taken if bufsize is None or len(taken[0]) <= bufsize else (taken[0][:bufsize], taken[1])
 
     async def recv(self, bufsize: int | None = None, flags: int = 0) -> bytes:
@@ -323,12 +323,12 @@ class RdsSocket:
 
     async def recvmmsg(self, limit: int = 1024) -> list[tuple[bytes, SockAddr]]:
         """Wait for a datagram, then take all that are there, up to `limit`. Cancelled: nothing was taken."""
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         check_size("limit", limit, at_least=1)
         while not (taken := self._endpoint.take_many(limit)):
             await self._wait_receivable()
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return taken
 
     def recvmmsg_nowait(self, limit: int = 1024) -> list[tuple[bytes, SockAddr]]:
@@ -339,7 +339,7 @@ class RdsSocket:
         if not taken:
             raise trio.WouldBlock
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
         return taken
 
     async def recvmsg(
@@ -351,7 +351,7 @@ class RdsSocket:
         control messages in bytes (socket.CMSG_SPACE); what does not fit is lost and MSG_CTRUNC is set. `flags`: MSG_PEEK, MSG_DONTWAIT,
         MSG_TRUNC (return the full length's worth of nothing more: the data is cut, msg_flags says so).
         """
-        await self._node._checkpoint()
+        await self._driver.checkpoint()
         if bufsize is not None:
             check_size("bufsize", bufsize)
         check_size("ancbufsize", ancbufsize)
@@ -380,7 +380,7 @@ class RdsSocket:
         data, address, cookie, stamp_s = found
         if not flags & MSG_PEEK:
             endpoint.take()
-            self._node.attend()
+            self._driver.attend()
         control = []
         if cookie:
             control.append(ancillary.RdmaDest(cookie).control())
@@ -440,8 +440,8 @@ class RdsSocket:
         self._senders.unpark_all()
         for lot in self._congested_lots:
             lot.unpark_all()
-        self._node.forget_socket(self)
-        self._node.attend()
+        self._driver.forget_socket(self)
+        self._driver.attend()
 
     def __enter__(self) -> Self:
         return self
@@ -493,7 +493,7 @@ class RdsSocket:
     def _route(self, parsed: tuple[Host, int], address: SockAddr) -> tuple[Path, int]:
         assert self._host is not None
         host, port = parsed
-        return self._node._route(self._host.key, host, address), port
+        return self._driver.route(self._host.key, host, address), port
 
     def _raise_for(self, code: int, data: Buffer, address: SockAddr) -> None:
         if code == SENT:
@@ -527,7 +527,7 @@ class RdsSocket:
             self._check_open()
             code = self._submit(data, address) if route is None else self._endpoint.submit_to(data, *route)
         if self._core.attention:
-            self._node.attend()
+            self._driver.attend()
 
     async def _park_sender(self) -> None:
         self._endpoint.send_waiting = True
@@ -538,7 +538,7 @@ class RdsSocket:
 
     async def _park_congested(self, path: Path, port: int) -> None:
         """Park until the port at the other end may be free, or this socket is closed."""
-        lot = self._node.congestion_lot(path, port)
+        lot = self._driver.congestion_lot(path, port)
         self._congested_lots[lot] += 1
         try:
             await lot.park()
@@ -576,9 +576,9 @@ class RdsSocket:
     def _set_monitored(self, on: bool) -> None:
         self._endpoint.monitored = on
         if on:
-            self._node._monitors.add(self)
+            self._driver.monitors[self] = None
         else:
-            self._node._monitors.discard(self)
+            self._driver.monitors.pop(self, None)
             self._endpoint.monitor_wanted = self._endpoint.monitor_pending = 0
 
     def _raised_send_limit(self) -> None:

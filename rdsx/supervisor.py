@@ -20,7 +20,7 @@ from rdsx.transports.signal import Signal
 from rdsx.transports.stream import StreamLink, reason_of
 
 if TYPE_CHECKING:
-    from rdsx.node import Node
+    from rdsx.driver import Driver
 
 __all__ = ["Supervisor"]
 
@@ -32,10 +32,10 @@ MAX_OFFERED = 8  # links a peer has made and given up while we still read an old
 class Supervisor:
     """Drives one `Connection`. Also the `LinkOwner` of its current link."""
 
-    def __init__(self, node: Node, connection: Connection, local: Host, remote: Host) -> None:
+    def __init__(self, driver: Driver, connection: Connection, local: Host, remote: Host) -> None:
         self.connection = connection
         self.link: StreamLink | None = None
-        self._node = node
+        self._driver = driver
         self._local = local
         self._remote = remote
         self._signal = Signal()
@@ -63,7 +63,7 @@ class Supervisor:
             if self._offered:
                 connection.accepting()
                 return self._offered.popleft()
-            at_s = connection.dial_at(awaited=self._node.is_awaited(connection.path))
+            at_s = connection.dial_at(awaited=self._driver.is_awaited(connection.path))
             if at_s > trio.current_time():
                 connection.path.corked = False
                 with trio.move_on_at(at_s):
@@ -80,9 +80,9 @@ class Supervisor:
         connection.path.corked = True
         stream: ByteStream | None = None
         reason = "connect_timeout"
-        with trio.move_on_after(self._node.config.connect_timeout_s) as self._dialling:
+        with trio.move_on_after(self._driver.config.connect_timeout_s) as self._dialling:
             try:
-                stream = await self._node.network.connect(self._local, self._remote, self._node.config.port)
+                stream = await self._driver.network.connect(self._local, self._remote, self._driver.config.port)
             except OSError as error:
                 reason = reason_of(error)
         self._dialling = None
@@ -97,14 +97,14 @@ class Supervisor:
         else:
             connection.dial_failed(now_s, rejected=reason == "reset_by_peer")
             if not self._offered:
-                self._node.count_drop(reason)
+                self._driver.count_drop(reason)
                 if not self._refused:
                     self._refused = True
                     log.info("%s -> %s: cannot connect: %s; trying again", connection.local, connection.peer, reason)
         return None
 
     async def _carry(self, stream: ByteStream) -> None:
-        connection, config = self.connection, self._node.config
+        connection, config = self.connection, self._driver.config
         connection.established()
         self._refused = False
         self._link_ended = trio.Event()
@@ -121,9 +121,9 @@ class Supervisor:
             connection.dropped()
         connection.shutting()
         connection.gone(reason, trio.current_time())
-        self._node.count_drop(reason)
+        self._driver.count_drop(reason)
         log.info("%s -> %s: link ended: %s", connection.local, connection.peer, reason)
-        self._node.attend()
+        self._driver.attend()
 
     # -- what others tell us
 
@@ -139,10 +139,10 @@ class Supervisor:
         """The smaller address has dialled us: this is the link to use, once the older ones are read to their end."""
         if len(self._offered) >= MAX_OFFERED:
             self._offered.popleft().close()
-            self._node.count_drop("superseded")
+            self._driver.count_drop("superseded")
         self._offered.append(stream)
         if self.link is not None:
-            self.link.supersede(self._node.config.supersede_drain_s)
+            self.link.supersede(self._driver.config.supersede_drain_s)
         if self._dialling is not None:
             self._dialling.cancel()
         self._signal.set()
@@ -156,7 +156,7 @@ class Supervisor:
         """Until the peer has acknowledged everything; at once if there is no link."""
         # Once in a node's life: not worth an event for every acknowledgement.
         while self.link is not None and self.connection.path.has_pending:  # noqa: ASYNC110
-            await trio.sleep(self._node.config.ack_delay_s)
+            await trio.sleep(self._driver.config.ack_delay_s)
 
     async def finish(self, drain_s: float) -> None:
         """Close the link in order, and make no other."""
@@ -178,14 +178,14 @@ class Supervisor:
         log.info("%s -> %s: peer is %s", self.connection.local, self.connection.peer, self.connection.kind)
 
     def heard_probe(self, extensions: bytes, sport: int) -> None:
-        self.connection.heard_probe(extensions, sport, answer=self._node.config.ping_enable)
+        self.connection.heard_probe(extensions, sport, answer=self._driver.config.ping_enable)
 
     def heard_map(self, freed: int) -> None:
         self.connection.heard_map()
-        self._node.map_changed(self.connection.path.foreign, freed)
+        self._driver.map_changed(self.connection.path.foreign, freed)
 
     def attend(self) -> None:
-        self._node.attend()
+        self._driver.attend()
 
     def owes_acks(self) -> None:
-        self._node.owes_acks(self)
+        self._driver.owes_acks(self)

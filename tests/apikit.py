@@ -126,20 +126,20 @@ async def fill(sock: rdsx.RdsSocket, address: SockAddr = FAR) -> int:
 def knows_congested(sock: rdsx.RdsSocket, address: SockAddr) -> bool:
     """Whether the sender's host has heard that this port is congested."""
     assert sock._host is not None
-    path = sock._node._tables[sock._host.key].routes.get(address[0])
+    path = sock._driver.tables[sock._host.key].routes.get(address[0])
     return path is not None and path.foreign.test(address[1])
 
 
 async def congest(sender: rdsx.RdsSocket, address: SockAddr) -> int:
     """Send to a receiver that does not read, until the sender knows that its port is congested; returns how many messages."""
-    events = sender._node.events()
+    events = sender._driver.subscribe(256)
     count = 0
     while not knows_congested(sender, address):
         if count < 3:
             await sender.sendto(bytes(50000), address)
             count += 1
             await sender.flush()
-        elif sender._node.transport_name != "loop":
+        elif sender._driver.transport_name != "loop":
             await events.receive()
     events.close()
     return count
@@ -156,14 +156,14 @@ class Accounts:
 
 
 def accounts(sock: rdsx.RdsSocket) -> Accounts:
-    return Accounts(sock.statistics(), sock._node.statistics().queued_bytes, sock._host, sock._peer)
+    return Accounts(sock.statistics(), sock._driver.statistics().queued_bytes, sock._host, sock._peer)
 
 
 def assert_nobody_waits(sock: rdsx.RdsSocket) -> None:
     """No task is parked, and the hot path does not believe that one is."""
     assert not sock._receivers
     assert not sock._senders
-    assert not any(lot for lots in sock._node._congested.values() for lot in lots.values())
+    assert not any(lot for lots in sock._driver._congested.values() for lot in lots.values())
     assert not +sock._congested_lots
     assert not sock._endpoint.receive_waiting
     assert not sock._endpoint.send_waiting

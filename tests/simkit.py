@@ -240,8 +240,8 @@ class Cluster:
             node = life.node
             if life.scope.cancel_called:
                 continue
-            paths = [path for table in node._tables.values() for path in table.routes.values()]
-            self.require(node._core.queued_bytes == sum(path.queued_bytes for path in paths), f"{life.host}: queued bytes do not add up")
+            paths = [path for table in node._driver.tables.values() for path in table.routes.values()]
+            self.require(node._driver.core.queued_bytes == sum(path.queued_bytes for path in paths), f"{life.host}: queued bytes do not add up")
             for port, sock in life.socks.items():
                 endpoint = sock._endpoint
                 pending = sum(path.pending_to(endpoint) for path in paths)
@@ -287,7 +287,7 @@ class Cluster:
                 for life in self.alive():
                     for sock in life.socks.values():
                         await sock.flush()
-                while any(life.node._core.queued_bytes for life in self.alive()):
+                while any(life.node._driver.core.queued_bytes for life in self.alive()):
                     await trio.sleep(1)
             if deadline.cancelled_caught:
                 stuck = [

@@ -21,6 +21,7 @@ from rdsx.transports.signal import Signal
 __all__ = ["StreamLink"]
 
 READ_TURN_BYTES = 1048576  # let other tasks run after reading this much in one go
+REPORT_BYTES = 1024  # ... where each probe, map and hello counts as so much more: those cost Python, and a flood of them much of it
 
 # What StreamReader.parse() stops for, and what Path.ack_due says.
 HELLO, PROBE, NEW_MAP = 1, 2, 3
@@ -190,13 +191,12 @@ class StreamLink:
                 return "closed_by_peer"
             self._reader.received(count)
             try:
-                self._take_in()
+                turn += count + self._take_in() * REPORT_BYTES
             except WireError as error:
                 self._owner.attend()
                 self._stream.abort()
                 return error.reason
             self._owner.attend()
-            turn += count
             if self._path.paused and not self._silent:
                 await self._wait_unpaused()
                 turn = 0
@@ -204,10 +204,12 @@ class StreamLink:
                 await trio.lowlevel.checkpoint()
                 turn = 0
 
-    def _take_in(self) -> None:
-        """Parse all that was read, stopping for what only the owner can decide."""
+    def _take_in(self) -> int:
+        """Parse all that was read, stopping for what only the owner can decide; returns how often it stopped."""
         reader, owner, path = self._reader, self._owner, self._path
+        stops = 0
         while code := reader.parse():
+            stops += 1
             if code == HELLO:
                 owner.heard_hello(reader.extensions, reader.ack)
             elif code == PROBE:
@@ -216,6 +218,7 @@ class StreamLink:
                 owner.heard_map(reader.freed)
         if path.ack_due == ACK_LATER:
             owner.owes_acks()
+        return stops
 
     async def _wait_unpaused(self) -> None:
         while self._path.paused and not (self._silent or self._finish_wanted):
