@@ -166,6 +166,7 @@ def right() -> dict[str, Any]:
     foreign = fast.CongestionMap()
     values: dict[str, Any] = {"core": core, "table": table, "host": "10.0.0.1", "foreign": foreign, "first_sequence": 5}
     values |= {"peer_table": table, "is_ipv6": False, "scope": 0, "send_limit": 10, "receive_limit": 10, "size": 8}
+    values["wall_clock"] = None
     return limits | values | {"path": fast.Path(table, "10.0.0.2", foreign)}
 
 
