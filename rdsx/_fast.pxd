@@ -119,12 +119,14 @@ cdef class Core:
     cdef list resumable                         # Paths that may be read again
     cdef list remapped                          # BindTables whose congestion map changed
     cdef list paused                            # Paths not read because of the caps
+    cdef bint full                              # the node's cap was passed, and half of it not yet reached again
     cdef object wall_clock                      # callable giving the time in seconds, for SO_TIMESTAMP
     cdef unsigned char* staging                 # headers and small payloads of the batch being written
     cdef unsigned char* scratch                 # bytes just read
     cdef object staging_view                    # memoryviews of the two, made once
     cdef object scratch_view
     cdef void account(self, Path path, int64_t delta) noexcept
+    cdef void unpause(self, Path path) noexcept
 
 # -- 5. endpoints and ports -----------------------------------------------------------------------------------------------
 

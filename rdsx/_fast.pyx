@@ -420,23 +420,34 @@ cdef class Core:
         PyMem_Free(self.scratch)
 
     cdef void account(self, Path path, int64_t delta) noexcept:
-        """Add to what `path` and the node hold in receive queues; pause and resume reading at the caps."""
+        """Add to what `path` and the node hold in receive queues; pause and resume reading at the caps.
+
+        Each cap has its own hysteresis: what was above it is read again from half of it on.
+        """
         cdef Path other
         path.queued_bytes += <uint64_t>delta
         self.queued_bytes += <uint64_t>delta
         if delta > 0:
-            if not path.paused and (path.queued_bytes > self.max_peer_queued_bytes
-                                    or self.queued_bytes > self.max_node_queued_bytes) and not path.local:
+            if self.queued_bytes > self.max_node_queued_bytes:
+                self.full = True
+            if not path.paused and not path.local and (self.full or path.queued_bytes > self.max_peer_queued_bytes):
                 path.paused = True
                 self.counters[C_RECV_PAUSED] += 1
                 self.paused.append(path)
-        elif self.paused and self.queued_bytes <= self.max_node_queued_bytes // 2:
-            for other in tuple(self.paused):
-                if other.queued_bytes <= self.max_peer_queued_bytes // 2:
-                    other.paused = False
-                    self.paused.remove(other)
-                    self.resumable.append(other)
-                    self.attention = True
+        elif self.full:
+            if self.queued_bytes <= self.max_node_queued_bytes // 2:
+                self.full = False
+                for other in tuple(self.paused):
+                    if other.queued_bytes <= self.max_peer_queued_bytes:
+                        self.unpause(other)
+        elif path.paused and path.queued_bytes <= self.max_peer_queued_bytes // 2:
+            self.unpause(path)
+
+    cdef void unpause(self, Path path) noexcept:
+        path.paused = False
+        self.paused.remove(path)
+        self.resumable.append(path)
+        self.attention = True
 
     def take_dirty(self):
         cdef list taken = self.dirty

@@ -13,7 +13,8 @@ class StreamWriter:
     position: int
     def __init__(self, path: Path) -> None: ...
     def poll(self, max_bytes: int = 131072) -> list[Buffer] | None:
-        """What to write next, or None. The buffers are valid until written(), which must come before the next poll()."""
+        """What to write next, or None. The buffers are valid until written(), which must follow before the path is
+        touched in any other way: no await in between."""
     def written(self, count: int) -> None:
         """`count` bytes of the last poll() went out."""
     @property
@@ -33,7 +34,8 @@ class StreamReader:
     freed: int
     def __init__(self, path: Path) -> None: ...
     def buffers(self) -> list[memoryview]:
-        """Where to read into: one or two writable buffers, valid until received()."""
+        """Where to read into: one or two writable buffers, valid until received(). They are the node's scratch memory: no await between this
+        and the parse() that returns 0."""
     def received(self, count: int) -> None:
         """`count` bytes were read. Call parse() until it returns 0."""
     def feed(self, data: Buffer) -> int:

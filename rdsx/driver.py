@@ -14,12 +14,12 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Iterator
-from math import inf
 from typing import TYPE_CHECKING
 
 import trio
 
 from rdsx._fast import BindTable, CongestionMap, Core, Endpoint, Path
+from rdsx._pace import Pace
 from rdsx.addresses import Host, SockAddr, bad_address
 from rdsx.config import NodeConfig
 from rdsx.engine.connection import Connection
@@ -37,6 +37,7 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("rdsx.node")
 
+SYSTEM_CLOCK = trio._core._run.SystemClock
 YIELD_CALLS = 256  # async calls that need not wait between two yields, at most
 MAX_REFUSED = 64  # connections of refused peers held open
 REFUSED_HOLD_S = 1.0  # ... for this long: a kernel whose connection is closed at once reconnects at once, for ever
@@ -78,8 +79,8 @@ class Driver:
         self._owing_signal = Signal()
         self._nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
-        self._calls = 0
-        self._yielded_at_s = -inf
+        system_clock = isinstance(trio.lowlevel.current_clock(), SYSTEM_CLOCK)
+        self.pace = Pace(config.yield_interval_s, YIELD_CALLS, None if system_clock else trio.current_time)
         self.closed = False
 
     # -- statistics and events
@@ -127,16 +128,10 @@ class Driver:
 
     # -- for sockets
 
-    async def checkpoint(self) -> None:
-        """The await rule: check for cancellation on every call, yield to the scheduler every so often."""
-        self._calls += 1
-        now_s = trio.current_time()
-        if self._calls >= YIELD_CALLS or now_s - self._yielded_at_s >= self.config.yield_interval_s:
-            await trio.lowlevel.checkpoint()
-            self._calls = 0
-            self._yielded_at_s = trio.current_time()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+    async def pause(self) -> None:
+        """What has to follow when `pace.due()`: see a cancellation, let others run."""
+        await trio.lowlevel.checkpoint()
+        self.pace.yielded()
 
     def bind(self, endpoint: Endpoint, host: Host, port: int, address: SockAddr) -> None:
         """Bind with the kernel's errnos."""

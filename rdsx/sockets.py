@@ -54,6 +54,7 @@ class RdsSocket:
     def __init__(self, driver: Driver) -> None:
         self._driver: Driver = driver
         self._core = driver.core
+        self._pace = driver.pace
         self._endpoint: Endpoint = Endpoint(driver.config.send_buffer_bytes, driver.config.receive_buffer_bytes)
         self._endpoint.owner = self
         self._host: Host | None = None
@@ -76,7 +77,8 @@ class RdsSocket:
 
         Raises OSError: EADDRINUSE, EADDRNOTAVAIL (not an address of this node), EINVAL (already bound, or not a unicast address).
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         self._check_open()
         host, port = await resolve_sockaddr(address)
         self._check_open()
@@ -89,7 +91,8 @@ class RdsSocket:
 
     async def connect(self, address: SockAddr) -> None:
         """Set the default destination of `send()`. Contacts nobody, checks nothing but the address; may be repeated."""
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         self._check_open()
         host, port = await resolve_sockaddr(address)
         self._check_open()
@@ -125,7 +128,8 @@ class RdsSocket:
         Raises OSError: EMSGSIZE, ENOTCONN (not bound), EINVAL (not a unicast address), EOPNOTSUPP (IPv4 to IPv6), ENETUNREACH
         (transport "loop"); TypeError and OverflowError for what is no datagram or no port; socket.gaierror for an unknown host.
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         code = self._submit(data, address)
         if code != SENT:
             await self._send_slowly(data, address, code)
@@ -158,7 +162,8 @@ class RdsSocket:
         number instead of raising, as sendmmsg(2) does: the rest was not queued, and calling again with the rest raises. Cancelled
         before the first: nothing was queued.
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         batch = messages if isinstance(messages, list) else list(messages)
         done = 0
         try:
@@ -211,7 +216,8 @@ class RdsSocket:
         self._check_bound()
         ancillary.check_send(ancdata)
         if flags & MSG_DONTWAIT:
-            await self._driver.checkpoint()
+            if self._pace.due():
+                await self._driver.pause()
             try:
                 return self.sendto_nowait(data, destination)
             except trio.WouldBlock:
@@ -223,7 +229,8 @@ class RdsSocket:
 
         It is a hint: another task may take the room first. An unreachable peer is writable while there is room.
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         address = self._destination() if address is None else address
         self._check_bound()
         path, port = self._route(await resolve_sockaddr(address), address)
@@ -241,7 +248,8 @@ class RdsSocket:
 
         Waits for ever for a peer that never comes: use a cancel scope. Cancelled: nothing changes.
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         self._check_open()
         if address is None:
             while self._endpoint.unacknowledged:
@@ -275,7 +283,8 @@ class RdsSocket:
         Waits for one. `bufsize`: at most so many bytes, the rest of the datagram is lost, as in the kernel; default: all of it. `flags`:
         MSG_PEEK leaves it queued, MSG_DONTWAIT raises BlockingIOError instead of waiting. Cancelled: nothing was taken.
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         if bufsize is not None:
             check_size("bufsize", bufsize)
         if flags:
@@ -323,7 +332,8 @@ class RdsSocket:
 
     async def recvmmsg(self, limit: int = 1024) -> list[tuple[bytes, SockAddr]]:
         """Wait for a datagram, then take all that are there, up to `limit`. Cancelled: nothing was taken."""
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         check_size("limit", limit, at_least=1)
         while not (taken := self._endpoint.take_many(limit)):
             await self._wait_receivable()
@@ -351,7 +361,8 @@ class RdsSocket:
         control messages in bytes (socket.CMSG_SPACE); what does not fit is lost and MSG_CTRUNC is set. `flags`: MSG_PEEK, MSG_DONTWAIT,
         MSG_TRUNC (return the full length's worth of nothing more: the data is cut, msg_flags says so).
         """
-        await self._driver.checkpoint()
+        if self._pace.due():
+            await self._driver.pause()
         if bufsize is not None:
             check_size("bufsize", bufsize)
         check_size("ancbufsize", ancbufsize)

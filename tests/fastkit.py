@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 from rdsx._fast import BindTable, CongestionMap, Core, Endpoint, Path, pack_header
 from rdsx._stream import StreamReader, StreamWriter
@@ -21,8 +22,8 @@ CONG_BITMAP, ACK_REQUIRED, RETRANSMITTED = 1, 2, 4
 MAP_FRAME_BYTES = 48 + 8192
 
 
-def make_core(**changes: int | bool) -> Core:
-    limits: dict[str, int | bool] = {
+def make_core(**changes: Any) -> Core:
+    limits: dict[str, Any] = {
         "max_message_bytes": MIB,
         "max_peer_queued_bytes": 64 * MIB,
         "max_node_queued_bytes": 256 * MIB,
@@ -30,13 +31,13 @@ def make_core(**changes: int | bool) -> Core:
         "max_unacked_bytes": 16 * MIB,
         "answer_pings": True,
     }
-    return Core(**(limits | changes))  # type: ignore[arg-type]
+    return Core(**(limits | changes))
 
 
 class Side:
     """One node: a core, a local address, a path to one peer, and the two ends of the link to it."""
 
-    def __init__(self, host: str, peer: str, **limits: int | bool) -> None:
+    def __init__(self, host: str, peer: str, **limits: Any) -> None:
         self.core = make_core(**limits)
         self.table = BindTable(self.core, host)
         self.foreign = CongestionMap()

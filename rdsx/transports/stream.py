@@ -9,6 +9,7 @@ to look at it again.
 from __future__ import annotations
 
 import errno
+from math import inf
 
 import trio
 
@@ -197,8 +198,10 @@ class StreamLink:
                 self._stream.abort()
                 return error.reason
             self._owner.attend()
-            if self._path.paused and not self._silent:
+            if self._path.paused:
                 await self._wait_unpaused()
+                if self._path.paused:
+                    return "closing"
                 turn = 0
             if turn > READ_TURN_BYTES:
                 await trio.lowlevel.checkpoint()
@@ -221,8 +224,19 @@ class StreamLink:
         return stops
 
     async def _wait_unpaused(self) -> None:
-        while self._path.paused and not (self._silent or self._finish_wanted):
+        """Until the path may be read on, or the link is to finish: then nobody will read what is queued.
+
+        A newer link is no licence to read this one past the cap. A peer that acknowledges nothing itself may have counted on what its
+        TCP has had acknowledged, so towards it the time to drain does not run while we are the ones who are slow.
+        """
+        left_s: float | None = None
+        while self._path.paused and not self._finish_wanted:
+            if not self._path.peer_acks and self._scope.deadline < inf:
+                left_s = self._scope.deadline - trio.current_time()
+                self._scope.deadline = inf
             await self._read_signal.wait()
+        if left_s is not None:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + left_s)
 
     def _collect_stream_acks(self) -> None:
         """Towards a peer that does not acknowledge at our level: retire what its TCP has acknowledged, but nothing (rule R1) on a
