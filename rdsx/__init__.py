@@ -12,7 +12,7 @@ except ImportError as error:
         "and do not run Python from inside the checkout unless it was installed with pip install -e ."
     ) from error
 
-from rdsx import ancillary, errors
+from rdsx import ancillary, constants, errors
 from rdsx.config import NodeConfig
 from rdsx.constants import *  # noqa: F403  re-exported under their kernel names
 from rdsx.engine.events import CongestionChanged, Event, PeerDown, PeerRestarted, PeerUp
@@ -50,3 +50,4 @@ __all__ = [
     "errors",
     "open_node",
 ]
+__all__ += constants.__all__

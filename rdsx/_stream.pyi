@@ -34,8 +34,10 @@ class StreamReader:
     freed: int
     def __init__(self, path: Path) -> None: ...
     def buffers(self) -> list[memoryview]:
-        """Where to read into: one or two writable buffers, valid until received(). They are the node's scratch memory: no await between this
-        and the parse() that returns 0."""
+        """Where to read into: one or two writable buffers, valid until received().
+
+        They are the node's scratch memory: no await between this and the parse() that returns 0.
+        """
     def received(self, count: int) -> None:
         """`count` bytes were read. Call parse() until it returns 0."""
     def feed(self, data: Buffer) -> int:

@@ -140,7 +140,7 @@ cdef class StreamWriter:
         cdef size_t take
         cdef Sent* slot
         self.position += count
-        path.core.counters[C_STREAM_WRITES] += 1
+        path.core.counters[C_STREAM_WRITES] += count > 0
         path.core.counters[C_STREAM_BYTES_WRITTEN] += count
         if self.control is not None:
             take = min(count, <size_t>len(self.control) - self.control_at)

@@ -12,9 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rdsx import constants as c
 from rdsx.rdma_structs import (
@@ -37,6 +35,9 @@ from rdsx.rdma_structs import (
     pack_vectors,
     unpack_sockaddr,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "CompareSwap",

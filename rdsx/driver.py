@@ -14,6 +14,7 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -42,6 +43,7 @@ YIELD_CALLS = 256  # async calls that need not wait between two yields, at most
 MAX_REFUSED = 64  # connections of refused peers held open
 REFUSED_HOLD_S = 1.0  # ... for this long: a kernel whose connection is closed at once reconnects at once, for ever
 ACCEPT_RETRY_S = 0.1  # after EMFILE and the like
+WARN_INTERVAL_S = 1.0  # between two log lines about the same kind of refusal
 MAX_ACK_POLL_S = 0.1  # slowest polling of a stream that acknowledges nothing
 
 
@@ -74,7 +76,8 @@ class Driver:
         self._drops: Counter[str] = Counter()
         self._subscribers: dict[trio.MemorySendChannel[Event], None] = {}
         self._missed_events = 0
-        self._refused: deque[ByteStream] = deque()
+        self._refused: deque[tuple[float, ByteStream]] = deque()  # with the time to let go of each
+        self._warned_at_s: dict[str, float] = {}
         self._owing: dict[Supervisor, None] = {}
         self._owing_signal = Signal()
         self._nursery: trio.Nursery | None = None
@@ -167,7 +170,8 @@ class Driver:
         while core.attention:
             core.attention = False
             for path in core.take_dirty():
-                path.supervisor.kick()
+                if path.supervisor is not None:
+                    path.supervisor.kick()
             for endpoint in core.take_woken():
                 if endpoint.owner is not None:  # not closed meanwhile
                     endpoint.owner._wake()
@@ -273,6 +277,17 @@ class Driver:
         self._nursery.start_soon(supervisor.run, name=f"rdsx {table.host} -> {host.key}")
         return path
 
+    def forget(self, supervisor: Supervisor) -> None:
+        """A peer that never spoke and that nobody wants anything of: it must not take a place of max_peers."""
+        path = supervisor.connection.path
+        local, peer = path.table.host, supervisor.remote.key
+        if self.closed:
+            return
+        del path.table.routes[peer], self._supervisors[local, peer]
+        path.supervisor = None
+        if not any((other, peer) in self._supervisors for other in self.tables):
+            del self._foreign[peer]
+
     # -- the node's own tasks
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -302,8 +317,7 @@ class Driver:
                 try:
                     stream, remote = await listener.accept()
                 except OSError as error:
-                    self.count_drop("accept_failed")
-                    log.warning("%s: accept: %s", local.key, error)
+                    self._warn("accept_failed", f"{local.key}: {error}")
                     await trio.sleep(ACCEPT_RETRY_S)
                 else:
                     self._place(local, remote, stream)
@@ -311,18 +325,18 @@ class Driver:
     def _place(self, local: Host, remote: Host, stream: ByteStream) -> None:
         """Decide what becomes of an incoming stream: the link of a smaller peer, the poke of a larger one, or nobody we know."""
         if remote.key in self.tables:
-            self.count_drop("own_address")
+            self._warn("own_address", f"{local.key}: connection from {remote.key}, an address of this node")
             stream.close()
             return
         if self._allowed is not None and not any(remote.ip in network for network in self._allowed):
-            self._refuse(stream, "not_allowed")
+            self._refuse(stream, "not_allowed", f"{local.key}: connection from {remote.key}, which NodeConfig.allowed_peers does not have")
             return
         supervisor = self._supervisors.get((local.key, remote.key))
         if supervisor is None:
             try:
                 path = self._make_path(self.tables[local.key], remote)
-            except TooManyPeersError:
-                self._refuse(stream, "too_many_peers")
+            except TooManyPeersError as error:
+                self._refuse(stream, "too_many_peers", f"{local.key}: connection from {remote.key}: {error.strerror}")
                 return
             supervisor = path.supervisor
         if local.value < remote.value:
@@ -331,19 +345,28 @@ class Driver:
         else:
             supervisor.offer(stream)
 
-    def _refuse(self, stream: ByteStream, reason: str) -> None:
-        self.count_drop(reason)
+    def _refuse(self, stream: ByteStream, reason: str, text: str) -> None:
+        self._warn(reason, text)
         if len(self._refused) >= MAX_REFUSED:
-            self._refused.popleft().close()
-        self._refused.append(stream)
+            self._refused.popleft()[1].close()
+        self._refused.append((trio.current_time() + REFUSED_HOLD_S, stream))
         if len(self._refused) == 1:
             assert self._nursery is not None
             self._nursery.start_soon(self._release_refused)
 
     async def _release_refused(self) -> None:
         while self._refused:
-            await trio.sleep(REFUSED_HOLD_S)
-            self._refused.popleft().close()
+            await trio.sleep_until(self._refused[0][0])
+            while self._refused and self._refused[0][0] <= trio.current_time():
+                self._refused.popleft()[1].close()
+
+    def _warn(self, reason: str, text: str) -> None:
+        """Count a refusal, and log it unless one like it was logged a moment ago: strangers must not fill the log."""
+        self.count_drop(reason)
+        now_s = trio.current_time()
+        if now_s - self._warned_at_s.get(reason, -inf) >= WARN_INTERVAL_S:
+            self._warned_at_s[reason] = now_s
+            log.warning("%s: %s (%d so far)", reason, text, self._drops[reason])
 
     async def _acknowledge(self) -> None:
         """Give the acknowledgements that found no message to ride on, and collect those of byte streams, which make no event."""
@@ -368,21 +391,21 @@ class Driver:
 
     async def drain(self) -> None:
         """Wait for what can still be acknowledged, then close every link in order. Bounded by close_drain_s."""
-        supervisors = [s for s in self._supervisors.values() if s.link is not None and s.connection.heard]
         with trio.move_on_after(self.config.close_drain_s) as drain:
-            for supervisor in supervisors:
-                await supervisor.acknowledged()
+            # Once in a node's life: not worth an event for every acknowledgement.
+            while any(sock.statistics().unacknowledged_messages for sock in self.sockets):  # noqa: ASYNC110
+                await trio.sleep(self.config.ack_delay_s)
         self._accepting.cancel()
         with trio.CancelScope(deadline=drain.deadline):
             async with trio.open_nursery() as nursery:
-                for supervisor in supervisors:
+                for supervisor in self._supervisors.values():
                     nursery.start_soon(supervisor.finish, max(0.0, drain.deadline - trio.current_time()))
 
     def close(self) -> None:
         self.closed = True
         for sock in list(self.sockets):
             sock.close()
-        for stream in self._refused:
+        for _, stream in self._refused:
             stream.close()
         for channel in self._subscribers:
             channel.close()

@@ -15,12 +15,13 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import trio
-from typing_extensions import Buffer
 
 from rdsx import constants as c
 from rdsx.ancillary import SO_TIMESTAMP, SO_TIMESTAMP_NEW, FreeMrArgs, GetMrArgs, GetMrForDestArgs, unpack_sockaddr
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from rdsx.sockets import RdsSocket
 
 __all__ = ["SocketOptions", "get_option", "set_option", "time_limit"]

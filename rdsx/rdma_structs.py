@@ -12,12 +12,13 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, cast
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from rdsx import constants as c
 from rdsx.addresses import SockAddr, parse_host, parse_sockaddr
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "Atomic",

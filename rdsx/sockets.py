@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import trio
-from typing_extensions import Buffer
 
 from rdsx import ancillary, options
 from rdsx._fast import Endpoint, Path
@@ -23,6 +22,8 @@ from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.statistics import SocketStatistics
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from rdsx.driver import Driver
 
 __all__ = ["RdsSocket"]
@@ -233,15 +234,16 @@ class RdsSocket:
             await self._driver.pause()
         address = self._destination() if address is None else address
         self._check_bound()
-        path, port = self._route(await resolve_sockaddr(address), address)
+        parsed = await resolve_sockaddr(address)
         while True:
+            self._check_open()
+            path, port = self._route(parsed, address)
             if path.foreign.test(port):
                 await self._park_congested(path, port)
             elif self._endpoint.sent_bytes >= self._endpoint.send_limit:
                 await self._park_sender()
             else:
                 return
-            self._check_open()
 
     async def flush(self, address: SockAddr | None = None) -> None:
         """Wait until every message sent (to `address`) is acknowledged: by delivery to the socket at an rdsx peer, by its TCP at a kernel.
@@ -359,7 +361,7 @@ class RdsSocket:
 
         A notification (congestion, with RDS_CONG_MONITOR on) comes alone, before datagrams: no data, address None. `ancbufsize`: room for
         control messages in bytes (socket.CMSG_SPACE); what does not fit is lost and MSG_CTRUNC is set. `flags`: MSG_PEEK, MSG_DONTWAIT,
-        MSG_TRUNC (return the full length's worth of nothing more: the data is cut, msg_flags says so).
+        MSG_TRUNC changes nothing: a datagram longer than `bufsize` is cut, and msg_flags has MSG_TRUNC, with or without it.
         """
         if self._pace.due():
             await self._driver.pause()
@@ -521,22 +523,26 @@ class RdsSocket:
         raise MessageTooLongError(f"{length} bytes; this socket sends at most {min(limit, self._endpoint.send_limit)}; {remedy}")
 
     async def _send_slowly(self, data: Buffer, address: SockAddr, code: int) -> None:
-        """A message that was not simply queued: make a route, or wait for what it needs."""
-        route: tuple[Path, int] | None = None
+        """A message that was not simply queued: make a route, or wait for what it needs.
+
+        The path is looked up again after each wait: the driver forgets peers that never spoke and that nobody waits for.
+        """
+        parsed: tuple[Host, int] | None = None
         while code != SENT:
-            if code == NO_ROUTE:
-                route = self._route(await resolve_sockaddr(address), address)
+            if code == CONGESTED:
+                self._core.count("cong_send_blocked")
+                parsed = parsed or await resolve_sockaddr(address)
+                await self._park_congested(*self._route(parsed, address))
             elif code == FULL:
                 with options.time_limit(self.options.send_timeout_s):
                     while self._endpoint.sent_bytes >= self._endpoint.send_limit and not self._closed:
                         await self._park_sender()
-            elif code == CONGESTED:
-                self._core.count("cong_send_blocked")
-                await self._park_congested(*(route or self._route(await resolve_sockaddr(address), address)))
+            elif code == NO_ROUTE:
+                parsed = await resolve_sockaddr(address)
             else:
                 self._raise_for(code, data, address)
             self._check_open()
-            code = self._submit(data, address) if route is None else self._endpoint.submit_to(data, *route)
+            code = self._submit(data, address) if parsed is None else self._endpoint.submit_to(data, *self._route(parsed, address))
         if self._core.attention:
             self._driver.attend()
 

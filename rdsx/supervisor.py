@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -37,7 +38,7 @@ class Supervisor:
         self.link: StreamLink | None = None
         self._driver = driver
         self._local = local
-        self._remote = remote
+        self.remote = remote
         self._signal = Signal()
         self._offered: deque[ByteStream] = deque()
         self._dialling: trio.CancelScope | None = None
@@ -48,22 +49,28 @@ class Supervisor:
     # -- the task
 
     async def run(self) -> None:
-        """Until cancelled or finished."""
+        """Until cancelled or finished, or until the peer turns out to be nobody."""
         try:
             while not self._finishing:
                 stream = await self._next_stream()
+                if stream is None:
+                    self._driver.forget(self)
+                    return
                 await self._carry(stream)
         finally:
             for stream in self._offered:
                 stream.close()
 
-    async def _next_stream(self) -> ByteStream:
+    async def _next_stream(self) -> ByteStream | None:
+        """The next link's stream; None when the peer has never spoken and there is no reason to dial it."""
         connection = self.connection
         while True:
             if self._offered:
                 connection.accepting()
                 return self._offered.popleft()
             at_s = connection.dial_at(awaited=self._driver.is_awaited(connection.path))
+            if at_s == inf and connection.links == 0:
+                return None
             if at_s > trio.current_time():
                 connection.path.corked = False
                 with trio.move_on_at(at_s):
@@ -82,7 +89,7 @@ class Supervisor:
         reason = "connect_timeout"
         with trio.move_on_after(self._driver.config.connect_timeout_s) as self._dialling:
             try:
-                stream = await self._driver.network.connect(self._local, self._remote, self._driver.config.port)
+                stream = await self._driver.network.connect(self._local, self.remote, self._driver.config.port)
             except OSError as error:
                 reason = reason_of(error)
         self._dialling = None
@@ -113,6 +120,7 @@ class Supervisor:
             self.link.supersede(config.supersede_drain_s)
         try:
             reason = await self.link.run()
+            detail = self.link.detail
         finally:
             self.link = None
             self._link_ended.set()
@@ -122,7 +130,7 @@ class Supervisor:
         connection.shutting()
         connection.gone(reason, trio.current_time())
         self._driver.count_drop(reason)
-        log.info("%s -> %s: link ended: %s", connection.local, connection.peer, reason)
+        log.info("%s -> %s: link ended: %s", connection.local, connection.peer, detail or reason)
         self._driver.attend()
 
     # -- what others tell us
@@ -151,12 +159,6 @@ class Supervisor:
         """The larger address has dialled us: it wants us to dial."""
         self.connection.poked_by_peer()
         self._signal.set()
-
-    async def acknowledged(self) -> None:
-        """Until the peer has acknowledged everything; at once if there is no link."""
-        # Once in a node's life: not worth an event for every acknowledgement.
-        while self.link is not None and self.connection.path.has_pending:  # noqa: ASYNC110
-            await trio.sleep(self._driver.config.ack_delay_s)
 
     async def finish(self, drain_s: float) -> None:
         """Close the link in order, and make no other."""

@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING
 
 import trio
-from typing_extensions import Buffer
 
 from rdsx.addresses import Host, parse_host
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Faults", "VirtualNetwork"]
 

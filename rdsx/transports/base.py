@@ -8,11 +8,12 @@ not write a link of its own: it makes `ByteStream`s through a `Network`, and `tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Protocol
 
 from rdsx.addresses import Host
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["ByteStream", "Link", "LinkOwner", "Listener", "Network"]
 
@@ -84,7 +85,9 @@ class LinkOwner(Protocol):
 
 
 class Link(Protocol):
-    """One connection carrying one path, from established to gone."""
+    """One connection carrying one path, from established to gone. `detail` says after run() what was wrong with the peer's bytes."""
+
+    detail: str
 
     async def run(self) -> str:
         """Carry messages until the link ends; returns the reason, a name to be counted. Never raises for the peer's doing."""

@@ -59,7 +59,8 @@ class StreamLink:
         self._full = False  # the stream took less than it was offered
         self._silent = False  # nothing more is to be written
         self._finish_wanted = False
-        self._reason: str | None = None
+        self._reason = ""  # why it ends; the first reason counts
+        self.detail = ""  # what exactly was wrong with the peer's bytes
 
     async def run(self) -> str:
         """Carry messages until the link ends; see Link.run()."""
@@ -76,7 +77,7 @@ class StreamLink:
             self._path.corked = True
             self._collect_stream_acks()
             self._stream.close()
-        return self._reason or "drained"
+        return self._reason
 
     def kick(self) -> None:
         self._path.corked = True
@@ -194,6 +195,7 @@ class StreamLink:
             try:
                 turn += count + self._take_in() * REPORT_BYTES
             except WireError as error:
+                self.detail = str(error)
                 self._owner.attend()
                 self._stream.abort()
                 return error.reason

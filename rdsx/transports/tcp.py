@@ -8,12 +8,15 @@ import socket
 import struct
 import termios
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import trio
-from typing_extensions import Buffer
 
 from rdsx.addresses import Host, parse_host
 from rdsx.config import NodeConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["TcpNetwork"]
 
