@@ -241,7 +241,8 @@ class Cluster:
             if life.scope.cancel_called:
                 continue
             paths = [path for table in node._driver.tables.values() for path in table.routes.values()]
-            self.require(node._driver.core.queued_bytes == sum(path.queued_bytes for path in paths), f"{life.host}: queued bytes do not add up")
+            queued_bytes = sum(path.queued_bytes for path in paths)
+            self.require(node._driver.core.queued_bytes == queued_bytes, f"{life.host}: queued bytes do not add up")
             for port, sock in life.socks.items():
                 endpoint = sock._endpoint
                 pending = sum(path.pending_to(endpoint) for path in paths)
