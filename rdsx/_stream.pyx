@@ -259,6 +259,8 @@ cdef class StreamReader:
             if self.skip:
                 rest = min(rest, self.skip)
                 self.skip -= rest
+                if self.skip == 0 and self.header.flags != FLAG_CONG_BITMAP:
+                    self.take_dropped(&self.header)  # only now: cut off before, it comes again, and somebody may want it then
                 self.at += rest
                 if self.skip:
                     break
@@ -316,6 +318,9 @@ cdef class StreamReader:
         """The payload is not all there yet: receive it straight into the object that the user gets, or skip it."""
         cdef bint unwanted
         self.take_ack(header)
+        self.header = header[0]
+        memcpy(self.header_extensions, header.extensions, EXTENSION_BYTES)
+        self.header.extensions = self.header_extensions
         if header.flags == FLAG_CONG_BITMAP:
             unwanted = header.length != MAP_BYTES
             if unwanted:
@@ -323,16 +328,11 @@ cdef class StreamReader:
                 self.is_unwanted(header)
         else:
             unwanted = self.is_unwanted(header)
-            if unwanted or self.path.is_duplicate(header) or (header.dport > PROBE_PORT and self.path.table.lookup(header.dport) is None):
-                # it still counts as received: take it in as an empty message would be, then skip the bytes
-                unwanted = True
-                self.take_dropped(header)
+            unwanted = unwanted or self.path.is_duplicate(header) or (
+                header.dport > PROBE_PORT and self.path.table.lookup(header.dport) is None)
         if unwanted:
             self.skip = header.length
             return 0
-        self.header = header[0]
-        memcpy(self.header_extensions, header.extensions, EXTENSION_BYTES)
-        self.header.extensions = self.header_extensions
         self.payload = PyBytes_FromStringAndSize(NULL, header.length)
         self.filled = 0
         return 0

@@ -201,8 +201,7 @@ class StreamLink:
                 return error.reason
             self._owner.attend()
             if self._path.paused:
-                await self._wait_unpaused()
-                if self._path.paused:
+                if not await self._wait_unpaused():
                     return "closing"
                 turn = 0
             if turn > READ_TURN_BYTES:
@@ -225,8 +224,8 @@ class StreamLink:
             owner.owes_acks()
         return stops
 
-    async def _wait_unpaused(self) -> None:
-        """Until the path may be read on, or the link is to finish: then nobody will read what is queued.
+    async def _wait_unpaused(self) -> bool:
+        """Until the path may be read on; False when the link is to finish instead: then nobody will read what is queued.
 
         A newer link is no licence to read this one past the cap. A peer that acknowledges nothing itself may have counted on what its
         TCP has had acknowledged, so towards it the time to drain does not run while we are the ones who are slow.
@@ -239,6 +238,7 @@ class StreamLink:
             await self._read_signal.wait()
         if left_s is not None:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + left_s)
+        return not self._path.paused
 
     def _collect_stream_acks(self) -> None:
         """Towards a peer that does not acknowledge at our level: retire what its TCP has acknowledged, but nothing (rule R1) on a

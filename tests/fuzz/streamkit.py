@@ -21,7 +21,6 @@ from rdsx.addresses import Host, parse_host
 NODE, PEER = "10.9.0.5", "10.9.0.1"  # the peer is smaller: it dials
 PORT, OTHER_PORT = 4000, 4002
 MAX_MESSAGE_BYTES = 20_000
-SMALL_BYTES = 4096  # longer payloads are received in place, or skipped, without waiting for the rest
 REASONS = {"closed_by_peer", "bad_length", "bad_checksum"}
 HEADER = struct.Struct(">QQIHHBB4xH16s")
 
@@ -176,14 +175,11 @@ class Model:
             payload = wire[at : at + length]
             at += length
             is_whole = len(payload) == length
-            is_unwanted = length > MAX_MESSAGE_BYTES or (dport > 1 and dport not in messages)
             if is_map or (flags & 4 and sequence < self.next_receive):
                 continue
-            # A long message that nobody gets counts as received when its header is there: its payload is skipped as it comes.
-            if is_whole or (is_unwanted and length > SMALL_BYTES):
-                self.next_receive = (sequence + 1) % 2**64
             if not is_whole:
                 break
+            self.next_receive = (sequence + 1) % 2**64
             if dport in messages and length <= MAX_MESSAGE_BYTES:
                 messages[dport].append(payload)
         return messages, reason
