@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    from rdsx import _fast, _stream
+    from rdsx import _fast, _pace, _stream  # noqa: F401  to say below, and once, what to do when they are missing
 except ImportError as error:
     raise ImportError(
         f"rdsx's compiled modules cannot be loaded ({error}). From a checkout, build them: python -m pip install . (needs a C compiler); "
@@ -26,7 +26,7 @@ try:
 except PackageNotFoundError:
     __version__ = "0+uninstalled"
 
-del _fast, _stream, PackageNotFoundError, version
+del PackageNotFoundError, version
 
 __all__ = [
     "CongestedError",
