@@ -171,7 +171,7 @@ class Supervisor:
         """Drop the link, if there is one, for the user."""
         if self.link is not None:
             self.connection.dropped()
-            self.link.drop("reset_by_user")
+            self.link.drop("reset_by_user", self._driver.config.supersede_drain_s)
 
     # -- LinkOwner
 

@@ -107,5 +107,6 @@ class Link(Protocol):
     def finish(self, drain_s: float) -> None:
         """Orderly end: half-close, read to the end or for at most `drain_s`, then end."""
 
-    def drop(self, reason: str) -> None:
-        """End now, with a reset, for this reason."""
+    def drop(self, reason: str, drain_s: float) -> None:
+        """End for this reason, with a reset at once; but towards a peer whose TCP's acknowledgements count, half-close and read what
+        is there first, to the end or for at most `drain_s`."""

@@ -111,11 +111,16 @@ class StreamLink:
         self._write_signal.set()
         self._read_signal.set()
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, drain_s: float) -> None:
         self._reason = self._reason or reason
-        self._silent = True
-        self._stream.abort()
-        self._scope.cancel()
+        if self._path.peer_acks or not self._reader.heard:
+            self._silent = True
+            self._stream.abort()
+            self._scope.cancel()
+        else:
+            # This peer has forgotten what its TCP has had acknowledged: a reset would lose what we have not yet read.
+            self.supersede(drain_s)
+            self._half_close()
 
     # -- writing
 
@@ -134,10 +139,13 @@ class StreamLink:
             self._path.corked = self._full
             if self._finish_wanted and not self._full:
                 self._silent = True
-                try:
-                    self._stream.shutdown_write()
-                except OSError as error:
-                    self._broken(error)
+                self._half_close()
+
+    def _half_close(self) -> None:
+        try:
+            self._stream.shutdown_write()
+        except OSError as error:
+            self._broken(error)
 
     def _transmit(self) -> None:
         """Write until nothing is left or the stream is full."""

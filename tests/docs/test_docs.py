@@ -170,7 +170,7 @@ def reasons_in_the_code() -> set[str]:
         r'_refuse\(\w+, "(\w+)", ',
         r'_warn\("(\w+)", ',
         r'WireError\("(\w+)"',
-        r'\.drop\("(\w+)"\)',
+        r'\.drop\("(\w+)"',
         r'\breason = "(\w+)"',
         r'_reason or "(\w+)"',
         r'errno or 0, "(\w+)"',

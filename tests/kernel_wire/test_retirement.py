@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 import trio.testing
@@ -234,3 +236,25 @@ async def test_cancelled_messages_leave_gaps(address: str) -> None:
             await link.until(lambda: kernel.delivered)
             assert kernel.delivered == [b"a"]
             assert link.frames[1].sequence == 2
+
+
+@both_orders
+async def test_a_reset_of_ours_loses_nothing_that_waits_to_be_read(address: str) -> None:
+    """The kernel has forgotten what its TCP has had acknowledged: reset_connection() must read that before it lets go."""
+    async with kernel_and_node(address) as (kernel, node):
+        with await node.bind(4000) as sock:
+            link = await kernel.meet()
+            await link.until(lambda: link.probe_pongs)
+            wire = b"".join(kernel.push(b"%d" % number).pack() for number in range(50))
+            # No await from here to the reset: the node's reader has no turn in between.
+            assert os.write(link.sock.fileno(), wire) == len(wire)
+            kernel.queue.clear()  # acknowledged by TCP, and so forgotten
+            assert node.reset_connection(KERNEL)
+            assert [await sock.recv() for _ in range(50)] == [b"%d" % number for number in range(50)]
+            while await link.frame() is not None:  # to the end: a half-close, not a reset
+                pass
+            link.close()
+            link = await kernel.again()
+            await link.send(b"afterwards")
+            assert await sock.recv() == b"afterwards"
+            assert node.statistics().drops["reset_by_user"] == 1
