@@ -207,10 +207,15 @@ class Path:
     @property
     def has_pending(self) -> bool: ...
     @property
+    def retired(self) -> int:
+        """Messages acknowledged so far, total."""
+    @property
     def map_due(self) -> bool:
         """The peer is owed our congestion map."""
     def push_control(self, sport: int, dport: int, extensions: Buffer, *, once: bool = False) -> bool:
         """Queue an empty message of no socket; False when too many are unacknowledged. `once`: not while another such one is."""
+    def owe_map(self) -> None:
+        """Send our map once more, although it has not changed."""
     def open(self, hello: Buffer) -> None:
         """A new link: its first frame is our map with `hello` in the extension headers."""
     def reset(self) -> None:

@@ -425,12 +425,14 @@ cdef class Core:
         Each cap has its own hysteresis: what was above it is read again from half of it on.
         """
         cdef Path other
+        if path.local:  # our own sockets are no peer's fault
+            return
         path.queued_bytes += <uint64_t>delta
         self.queued_bytes += <uint64_t>delta
         if delta > 0:
             if self.queued_bytes > self.max_node_queued_bytes:
                 self.full = True
-            if not path.paused and not path.local and (self.full or path.queued_bytes > self.max_peer_queued_bytes):
+            if not path.paused and (self.full or path.queued_bytes > self.max_peer_queued_bytes):
                 path.paused = True
                 self.counters[C_RECV_PAUSED] += 1
                 self.paused.append(path)
@@ -960,6 +962,10 @@ cdef class Path:
         return self.head != self.tail
 
     @property
+    def retired(self):
+        return self.head
+
+    @property
     def map_due(self):
         return self.map_owed or self.map_version_sent != self.table.congestion.version
 
@@ -972,6 +978,11 @@ cdef class Path:
                     return False
                 index += 1
         return self.push_pong(sport, dport, extension_field(extensions), MARK_ANNOUNCEMENT if once else 0) != 0
+
+    def owe_map(self):
+        """The peer is owed our map once more, although it has not changed."""
+        self.map_version_sent = ~self.table.congestion.version
+        self.mark_dirty()
 
     def open(self, hello):
         """A new link: the first thing written on it is our map, with `hello` in its extension headers."""

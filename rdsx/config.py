@@ -15,7 +15,7 @@ __all__ = ["NodeConfig"]
 RANGES = {
     "port": (1, 65535),
     "send_buffer_bytes": (1, 2**31 - 1),
-    "receive_buffer_bytes": (1, 2**31 - 1),
+    "receive_buffer_bytes": (2, 2**31 - 1),  # a port is free again below half of it
     "max_buffer_bytes": (1, 2**31 - 1),
     "max_message_bytes": (1, RDS_MAX_MSG_SIZE),
     "max_peer_queued_bytes": (1, 2**62),
@@ -30,6 +30,7 @@ RANGES = {
     "seed": (-(2**63), 2**64),
 }
 OPTIONAL = ("sequence_base", "seed")
+NOT_ZERO = ("reconnect_min_delay_s", "reconnect_max_delay_s", "poke_min_delay_s", "connect_timeout_s", "hello_timeout_s", "ack_delay_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,8 @@ class NodeConfig:
     """How long to read what an old connection still holds when the peer has already made a new one."""
 
     close_drain_s: float = 5.0
-    """Leaving `open_node` waits at most this for acknowledgements and for peers to close (the kernel's 7.0 drain time)."""
+    """Leaving `open_node` waits at most half of this for acknowledgements, and the other half for peers to close (the kernel's 7.0 drains
+    for 5 s)."""
 
     ack_delay_s: float = 0.002
     """Longest time an acknowledgement to an rdsx peer waits for a message to ride on; also how often TCP's are polled."""
@@ -128,6 +130,9 @@ class NodeConfig:
         for name in self.__slots__:
             if name.endswith("_s") and name not in RANGES and not getattr(self, name) >= 0:
                 raise ValueError(f"NodeConfig.{name} is a time in seconds, at least 0, not {getattr(self, name)!r}")
+        for name in NOT_ZERO:
+            if getattr(self, name) == 0:
+                raise ValueError(f"NodeConfig.{name} is a time in seconds and cannot be 0: the node would spin")
         if self.reconnect_min_delay_s > self.reconnect_max_delay_s:
             both = f"({self.reconnect_min_delay_s}) exceeds reconnect_max_delay_s ({self.reconnect_max_delay_s})"
             raise ValueError(f"NodeConfig.reconnect_min_delay_s {both}")

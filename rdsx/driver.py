@@ -2,7 +2,7 @@
 
 This is the one place where the engine, the links, the clock and trio meet. The hot path never calls up: after each batch somebody
 calls `attend()`, which looks at what `_fast.Core` noted and wakes whom it concerns. Invariants: no task outlives the nursery that
-`start()` was given; a path exists for every peer that a message was ever queued for, and is never replaced while the node lives.
+`start()` was given; a path exists for every peer that a message waits for or that has ever spoken, and is never replaced.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Driver:
         self._network = network
         self._random = random.Random(config.seed)
         self.generation = self._random.randrange(1, 2**32)
-        self._first_sequence = int(config.wall_clock() * 1e9) if config.sequence_base is None else config.sequence_base
+        self._first_sequence = max(1, int(config.wall_clock() * 1e9)) if config.sequence_base is None else config.sequence_base
         self.core = Core(
             max_message_bytes=config.max_message_bytes,
             max_peer_queued_bytes=config.max_peer_queued_bytes,
@@ -236,10 +236,7 @@ class Driver:
                 del self._subscribers[channel]
 
     def reset_connection(self, peer: str) -> bool:
-        found = [s for (_, remote), s in self._supervisors.items() if remote == peer and s.link is not None]
-        for supervisor in found:
-            supervisor.reset()
-        return bool(found)
+        return any([supervisor.reset() for (_, remote), supervisor in self._supervisors.items() if remote == peer])
 
     # -- paths
 
@@ -382,24 +379,29 @@ class Driver:
                 await trio.sleep(pause_s)
             still: dict[Supervisor, None] = {}
             owing, self._owing = self._owing, still
+            moved = False
             for supervisor in owing:
+                before = supervisor.connection.path.retired
                 if supervisor.link is not None and supervisor.link.tick():
                     still[supervisor] = None
-            pause_s = min(2 * pause_s, MAX_ACK_POLL_S) if len(still) == len(owing) else self.config.ack_delay_s
+                moved = moved or supervisor.connection.path.retired != before or supervisor not in still
+            pause_s = self.config.ack_delay_s if moved else min(2 * pause_s, MAX_ACK_POLL_S)
 
     # -- the end
 
     async def drain(self) -> None:
-        """Wait for what can still be acknowledged, then close every link in order. Bounded by close_drain_s."""
-        with trio.move_on_after(self.config.close_drain_s) as drain:
+        """Wait for what can still be acknowledged, then close every link in order. Each takes at most half of close_drain_s, so that
+        one peer that cannot be reached does not cost the others their orderly end."""
+        half_s = self.config.close_drain_s / 2
+        with trio.move_on_after(half_s):
             # Once in a node's life: not worth an event for every acknowledgement.
             while any(sock.statistics().unacknowledged_messages for sock in self.sockets):  # noqa: ASYNC110
                 await trio.sleep(self.config.ack_delay_s)
         self._accepting.cancel()
-        with trio.CancelScope(deadline=drain.deadline):
+        with trio.move_on_after(half_s):
             async with trio.open_nursery() as nursery:
                 for supervisor in self._supervisors.values():
-                    nursery.start_soon(supervisor.finish, max(0.0, drain.deadline - trio.current_time()))
+                    nursery.start_soon(supervisor.finish, half_s)
 
     def close(self) -> None:
         self.closed = True

@@ -33,7 +33,7 @@ async def open_node(
         transport: "tcp"; "loop" (the sockets of this node only); or a `Network`, such as `rdsx.testing.VirtualNetwork().network(…)`.
         config: settings; the defaults are the kernel's.
 
-    Leaving the block waits, at most `config.close_drain_s`, until peers that are reachable have acknowledged what open sockets sent,
+    Leaving the block waits until peers have acknowledged what open sockets sent, at most half of `config.close_drain_s`; then it
     half-closes every connection, reads each to its end, and closes all sockets. Leaving it by an exception or a cancellation
     closes at once.
 
@@ -120,9 +120,10 @@ class Node:
         return self._driver.subscribe(buffer)
 
     def reset_connection(self, peer: str) -> bool:
-        """Drop the connections to a peer at once, as an operator or a test would; False if none was up.
+        """Drop the connections to a peer, as an operator or a test would; False if none was up.
 
-        They are re-established as after any loss, and everything unacknowledged is resent.
+        They are re-established as after any loss, and everything unacknowledged is resent. To an rdsx peer a connection is reset at
+        once. A kernel has forgotten what its TCP has had acknowledged, so towards it we half-close and first read what is there.
         """
         return self._driver.reset_connection(parse_host(peer).key)
 

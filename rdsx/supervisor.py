@@ -125,7 +125,7 @@ class Supervisor:
             self.link = None
             self._link_ended.set()
         await trio.lowlevel.checkpoint_if_cancelled()  # the node has closed meanwhile: there is nobody left to tell
-        if connection.state is State.UP:
+        if connection.state is State.UP and not self._finishing:
             connection.dropped()
         connection.shutting()
         connection.gone(reason, trio.current_time())
@@ -158,6 +158,11 @@ class Supervisor:
     def poked_by_peer(self) -> None:
         """The larger address has dialled us: it wants us to dial."""
         self.connection.poked_by_peer()
+        if self.link is not None and self.connection.heard:
+            # Either the poke crossed our link on its way, or the peer has lost it without a word. A map tells: a lost link answers with a
+            # reset.
+            self.connection.path.owe_map()
+            self.link.kick()
         self._signal.set()
 
     async def finish(self, drain_s: float) -> None:
@@ -167,11 +172,13 @@ class Supervisor:
             self.link.finish(drain_s)
             await self._link_ended.wait()
 
-    def reset(self) -> None:
-        """Drop the link, if there is one, for the user."""
-        if self.link is not None:
-            self.connection.dropped()
-            self.link.drop("reset_by_user", self._driver.config.supersede_drain_s)
+    def reset(self) -> bool:
+        """Drop the link for the user; False if there is none, or it is being dropped already."""
+        if self.link is None or self.connection.state is not State.UP:
+            return False
+        self.connection.dropped()
+        self.link.drop("reset_by_user", self._driver.config.supersede_drain_s)
+        return True
 
     # -- LinkOwner
 

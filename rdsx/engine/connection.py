@@ -1,8 +1,7 @@
 """The policy of one connection: its state, who dials and when, what the peer announced, what a restart means.
 
 One Connection for one (local, remote) pair, for as long as the node knows the peer. It never waits and never touches a socket: the
-driver asks `dial_at()`, does what is due, and reports what happened. Invariants: `state` moves only by the table in `states.py`;
-the backoff is reset by the first byte received, never by a connect that merely returned.
+driver asks `dial_at()`, does what is due, and reports what happened. Invariant: `state` moves only by the table in `states.py`.
 
 Who dials. Messages flow only on links that the smaller address has dialled. The larger address dials to *poke*: the smaller one
 sees it, closes it and dials back. So a Connection either `dials` (smaller) or pokes (larger), and never both.
@@ -66,6 +65,7 @@ class Connection:
         self._poke_min_delay_s = config.poke_min_delay_s
         self._retry_at_s = -inf
         self._poked = False
+        self._progress_at_start = self._progress()
 
     # -- when to dial
 
@@ -114,6 +114,7 @@ class Connection:
         """
         self._move(Move.CONNECTED)
         self.heard = False
+        self._progress_at_start = self._progress()
         self.path.held = True
         self.path.open(pack_hello(self._generation))
 
@@ -123,10 +124,11 @@ class Connection:
         self.heard = True
         self._poked = False
         self.links += 1
-        self._backoff.reset()
         hello = parse_hello_untrusted(extensions)
-        self.kind = "kernel" if hello is None else "rdsx"
+        before, self.kind = self.kind, "kernel" if hello is None else "rdsx"
         self.path.peer_acks = hello is not None
+        if before is not None and before != self.kind:
+            self._restarted()
         if hello is None:
             # Unsolicited, on every link: blocked senders of a kernel that lost our last answer never wake otherwise.
             self.path.push_control(PING_PORT, PROBE_PORT, pack_probe(paths=OUR_PATHS), once=True)
@@ -155,8 +157,14 @@ class Connection:
         self._move(Move.SHUT)
 
     def gone(self, reason: str, now_s: float) -> None:
-        """The link is gone: everything unacknowledged goes again on the next one."""
+        """The link is gone: everything unacknowledged goes again on the next one.
+
+        The backoff starts afresh if the link was good for something. That it came up, or that the peer spoke, is not enough: a peer that
+        takes every link, says a word and closes it would be dialled without a pause.
+        """
         self._move(Move.GONE)
+        if self._progress() != self._progress_at_start:
+            self._backoff.reset()
         self.path.reset()
         self._retry_at_s = now_s + (self._backoff.next_delay_s() if self.dials else self._poke_min_delay_s)
         if self.heard:
@@ -173,5 +181,13 @@ class Connection:
         known, self.peer_generation = self.peer_generation, generation
         if known is None or known == generation:
             return False
-        self._emit(PeerRestarted(self.local, self.peer, self.path.flush()))
+        self._restarted()
         return True
+
+    def _restarted(self) -> None:
+        """Whoever is there now is not who was: what the former one may have seen must not reach it, and its numbers begin anew."""
+        self._emit(PeerRestarted(self.local, self.peer, self.path.flush()))
+
+    def _progress(self) -> tuple[int, int]:
+        """Changes when a message was received or acknowledged."""
+        return self.path.next_receive, self.path.retired

@@ -2,8 +2,8 @@
 
     Rule 1. A connection outlives its links. It owns sequence numbers and unacknowledged messages; a link is one TCP connection.
     Rule 2. Only UP carries messages.
-    Rule 3. A drop is legal everywhere but in DOWN, and always ends in DOWN, by way of ERROR and DISCONNECTING.
-    Rule 4. Every other move is legal from exactly the states that the table names; anything else is a bug of ours.
+    Rule 3. Every link ends in DOWN: a broken one by way of ERROR, one that we close in order directly by way of DISCONNECTING.
+    Rule 4. A move is legal from exactly the states that the table names; anything else is a bug of ours.
 
 The names are the kernel's. RESETTING, by which a kernel swaps the socket under an outstanding connect, has no place here: a newer
 link waits until the older one is read to its end. The diagram in docs/protocol.md is drawn from TRANSITIONS and a test holds the
@@ -27,7 +27,7 @@ class State(Enum):
 
 class Move(Enum):
     DIAL = "dial"  # we start a connect
-    ACCEPT = "accept"  # the peer's connect is taken up
+    ACCEPT = "accept"  # the peer's connect is taken up, our own dial having been given up
     CONNECTED = "connected"  # a link is there
     CONNECT_FAILED = "connect failed"  # refused, unreachable, timed out; or a poke has done its work
     DROP = "drop"  # end of stream, reset, bad bytes, or somebody asked
@@ -37,15 +37,10 @@ class Move(Enum):
 
 TRANSITIONS: dict[State, dict[Move, State]] = {
     State.DOWN: {Move.DIAL: State.CONNECTING, Move.ACCEPT: State.CONNECTING},
-    State.CONNECTING: {
-        Move.ACCEPT: State.CONNECTING,
-        Move.CONNECTED: State.UP,
-        Move.CONNECT_FAILED: State.DOWN,
-        Move.DROP: State.ERROR,
-    },
+    State.CONNECTING: {Move.CONNECTED: State.UP, Move.CONNECT_FAILED: State.DOWN},
     State.UP: {Move.DROP: State.ERROR, Move.SHUT: State.DISCONNECTING},
-    State.ERROR: {Move.DROP: State.ERROR, Move.SHUT: State.DISCONNECTING},
-    State.DISCONNECTING: {Move.DROP: State.DISCONNECTING, Move.SHUT: State.DISCONNECTING, Move.GONE: State.DOWN},
+    State.ERROR: {Move.SHUT: State.DISCONNECTING},
+    State.DISCONNECTING: {Move.GONE: State.DOWN},
 }
 
 

@@ -125,7 +125,7 @@ class VirtualStream:
             self.peer.changed.unpark_all()
             return count
         self._check(now_s)
-        if now_s >= pipe.end_at:
+        if self._ended(now_s):
             return 0
         raise BlockingIOError(errno.EAGAIN, "nothing has arrived")
 
@@ -135,10 +135,10 @@ class VirtualStream:
             now_s = trio.current_time()
             if self.closed:
                 raise OSError(errno.EBADF, "the stream was closed here")
-            if self._arrived(now_s) or now_s >= min(self.inbound.end_at, self.broken_at):
+            if self._arrived(now_s) or self._ended(now_s) or now_s >= self.broken_at:
                 return
-            next_s = self.inbound.segments[0][0] if self.inbound.segments and not self._partitioned() else inf
-            await self._park_until(min(next_s, self.inbound.end_at, self.broken_at))
+            next_s = self.inbound.segments[0][0] if self.inbound.segments else self.inbound.end_at
+            await self._park_until(min(inf if self._partitioned() else next_s, self.broken_at))
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -152,9 +152,11 @@ class VirtualStream:
     def unacknowledged(self) -> int:
         now_s = trio.current_time()
         self._check(now_s)
+        pipe = self.outbound
+        end = int(pipe.end_at < inf and (pipe.end_at > now_s or self._partitioned()))  # as TCP counts the FIN
         if self.orphan or self._partitioned():
-            return self.outbound.held
-        return sum(len(data) for at_s, data in self.outbound.segments if at_s > now_s)
+            return pipe.held + end
+        return sum(len(data) for at_s, data in pipe.segments if at_s > now_s) + end
 
     def shutdown_write(self) -> None:
         self._check(trio.current_time())
@@ -185,7 +187,10 @@ class VirtualStream:
         self.changed.unpark_all()
 
     def abort_peer(self) -> None:
-        if not self.orphan:
+        """We are gone. The other end sees a reset; if that cannot get through, only when it sends, or by keepalive."""
+        if self._partitioned():
+            self.peer.orphan = True
+        elif not self.orphan:
             self.peer.break_at(trio.current_time() + self.network.latency_s())
 
     def _end(self) -> None:
@@ -206,6 +211,9 @@ class VirtualStream:
             return False
         at_s = self.inbound.segments[0][0]
         return at_s <= now_s and at_s <= self.broken_at
+
+    def _ended(self, now_s: float) -> bool:
+        return now_s >= self.inbound.end_at and not self.inbound.segments and not self._partitioned()
 
     def _check(self, now_s: float) -> None:
         if self.closed:

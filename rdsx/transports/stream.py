@@ -75,8 +75,10 @@ class StreamLink:
         finally:
             self._silent = True
             self._path.corked = True
-            self._collect_stream_acks()
-            self._stream.close()
+            try:
+                self._collect_stream_acks()
+            finally:
+                self._stream.close()
         return self._reason
 
     def kick(self) -> None:
@@ -176,16 +178,19 @@ class StreamLink:
 
     async def _read_loop(self) -> str:
         """Read to the end; returns why it ended."""
-        with trio.move_on_after(self._hello_timeout_s) as silence:
-            try:
-                await self._stream.wait_readable()
-            except OSError as error:
-                return reason_of(error)
-        if silence.cancelled_caught:
-            self._stream.abort()
-            return "peer_silent"
+        with trio.CancelScope(deadline=trio.current_time() + self._hello_timeout_s) as silence:
+            return await self._read_to_the_end(silence)
+        self._stream.abort()
+        return "peer_silent"
+
+    async def _read_to_the_end(self, silence: trio.CancelScope) -> str:
+        """`silence` ends a link whose peer does not speak; it is called off with the first header."""
         turn = 0
         while True:
+            if self._path.paused:
+                if not await self._wait_unpaused():
+                    return "closing"
+                turn = 0
             try:
                 count = self._stream.receive_into(self._reader.buffers())
             except BlockingIOError:
@@ -207,11 +212,9 @@ class StreamLink:
                 self._owner.attend()
                 self._stream.abort()
                 return error.reason
+            if self._reader.heard:
+                silence.deadline = inf
             self._owner.attend()
-            if self._path.paused:
-                if not await self._wait_unpaused():
-                    return "closing"
-                turn = 0
             if turn > READ_TURN_BYTES:
                 await trio.lowlevel.checkpoint()
                 turn = 0
@@ -257,5 +260,5 @@ class StreamLink:
             waiting = self._stream.unacknowledged()
         except OSError:
             return
-        self._path.retire_written(self._writer.position - waiting)
+        self._path.retire_written(max(0, self._writer.position - waiting))  # our FIN counts as a byte that waits, too
         self._owner.attend()

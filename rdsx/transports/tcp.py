@@ -118,7 +118,9 @@ class TcpNetwork:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        silence_s = self._config.keepalive_idle_s + self._config.keepalive_interval_s * self._config.keepalive_probes
         for option, value in (
+            ("TCP_USER_TIMEOUT", 1000 * silence_s),  # keepalive is off while something is unacknowledged
             ("TCP_KEEPIDLE", self._config.keepalive_idle_s),
             ("TCP_KEEPINTVL", self._config.keepalive_interval_s),
             ("TCP_KEEPCNT", self._config.keepalive_probes),

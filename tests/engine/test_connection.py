@@ -109,7 +109,7 @@ def test_once_up_the_smaller_address_reconnects_for_ever_and_the_larger_never() 
     assert larger.connection.dial_at(awaited=False) == inf
 
 
-def test_backoff_grows_until_the_first_byte() -> None:
+def test_backoff_grows_until_a_link_was_good_for_something() -> None:
     fixture = Fixture()
     fixture.send()
     delays = []
@@ -122,9 +122,28 @@ def test_backoff_grows_until_the_first_byte() -> None:
     fixture.connection.established()  # TCP is there, but the peer has said nothing
     fixture.lose()
     assert fixture.connection.dial_at(awaited=False) == 4.0
+    fixture.up()  # it has spoken, but neither taken nor sent a message
+    fixture.lose()
+    assert fixture.connection.dial_at(awaited=False) == 4.0
     fixture.up()
+    fixture.messages()
+    fixture.path.retire_written(1 << 40)
     fixture.lose()
     assert fixture.connection.dial_at(awaited=False) == 0.0
+
+
+def test_a_kernel_in_the_place_of_an_rdsx_node_is_somebody_else() -> None:
+    """And the other way round: its numbers begin anew, and it must not get what the former one may have seen."""
+    fixture = Fixture()
+    fixture.send()
+    fixture.up(pack_hello(9))
+    fixture.messages()
+    fixture.path.next_receive = 10**18
+    fixture.lose()
+    fixture.up()
+    assert fixture.path.next_receive == 0
+    assert fixture.endpoint.unacknowledged == 0
+    assert PeerRestarted("10.0.0.1", "10.0.0.2", flushed=1) in fixture.events
 
 
 def test_pokes_are_spaced() -> None:
