@@ -30,7 +30,7 @@ async def open_node(
 
     Args:
         address: numeric IPv4 or IPv6 address, or several; each must be configured on this host.
-        transport: "tcp"; "loop" (the sockets of this node only); or a `Network`, such as `rdsx.testing.VirtualNetwork().network(…)`.
+        transport: "tcp"; "loop" (the sockets of this node only); or a `Network`, such as a `rdsx.testing.VirtualNetwork`.
         config: settings; the defaults are the kernel's.
 
     Leaving the block waits until peers have acknowledged what open sockets sent, at most half of `config.close_drain_s`; then it

@@ -42,7 +42,7 @@ class Supervisor:
         self._signal = Signal()
         self._offered: deque[ByteStream] = deque()
         self._dialling: trio.CancelScope | None = None
-        self._refused = False
+        self._failure_logged = False
         self._finishing = False
         self._link_ended = trio.Event()
 
@@ -105,15 +105,15 @@ class Supervisor:
             connection.dial_failed(now_s, rejected=reason == "reset_by_peer")
             if not self._offered:
                 self._driver.count_drop(reason)
-                if not self._refused:
-                    self._refused = True
+                if not self._failure_logged:
+                    self._failure_logged = True
                     log.info("%s -> %s: cannot connect: %s; trying again", connection.local, connection.peer, reason)
         return None
 
     async def _carry(self, stream: ByteStream) -> None:
         connection, config = self.connection, self._driver.config
         connection.established()
-        self._refused = False
+        self._failure_logged = False
         self._link_ended = trio.Event()
         self.link = StreamLink(stream, connection.path, self, hello_timeout_s=config.hello_timeout_s)
         if self._offered:
