@@ -37,13 +37,15 @@ class Driver:
         self.process = process
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[str, Any]] = {}
+        self._sending = trio.Lock()
         self._arrived = trio.Condition()
         self._ended = False
 
     async def do(self, verb: str, **arguments: Any) -> Any:
         """Have the node do something (a method of `peer.Peer`), and wait for the result. Calls may run side by side."""
         number = next(self._numbers)
-        await self.process.stdin.send_all(json.dumps({"id": number, "do": verb} | arguments).encode() + b"\n")
+        async with self._sending:
+            await self.process.stdin.send_all(json.dumps({"id": number, "do": verb} | arguments).encode() + b"\n")
         return await self.answer(number)
 
     async def answer(self, number: int) -> Any:
