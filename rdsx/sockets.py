@@ -59,7 +59,6 @@ class RdsSocket:
         self._endpoint: Endpoint = Endpoint(driver.config.send_buffer_bytes, driver.config.receive_buffer_bytes)
         self._endpoint.owner = self
         self._host: Host | None = None
-        self._peer: tuple[Host, int] | None = None
         self._peer_address: SockAddr | None = None
         self._closed = False
         self._receivers = trio.lowlevel.ParkingLot()
@@ -102,7 +101,6 @@ class RdsSocket:
         if not host.is_usable:
             wrong_class = host.is_ipv6 and not host.ip.is_link_local  # a link-local one only lacks its scope
             raise bad_address(errno.EPROTOTYPE if wrong_class else errno.EINVAL, address, "give a unicast address, link-local with scope")
-        self._peer = (host, port)
         self._peer_address = host.sockaddr(port)
 
     def getsockname(self) -> SockAddr:

@@ -16,7 +16,7 @@ import trio
 from rdsx.addresses import Host
 from rdsx.engine.connection import Connection
 from rdsx.engine.states import State
-from rdsx.transports.base import ByteStream
+from rdsx.transports.base import ByteStream, Link
 from rdsx.transports.signal import Signal
 from rdsx.transports.stream import StreamLink, reason_of
 
@@ -35,7 +35,7 @@ class Supervisor:
 
     def __init__(self, driver: Driver, connection: Connection, local: Host, remote: Host) -> None:
         self.connection = connection
-        self.link: StreamLink | None = None
+        self.link: Link | None = None
         self._driver = driver
         self._local = local
         self.remote = remote

@@ -156,7 +156,7 @@ class Accounts:
 
 
 def accounts(sock: rdsx.RdsSocket) -> Accounts:
-    return Accounts(sock.statistics(), sock._driver.statistics().queued_bytes, sock._host, sock._peer)
+    return Accounts(sock.statistics(), sock._driver.statistics().queued_bytes, sock._host, sock._peer_address)
 
 
 def assert_nobody_waits(sock: rdsx.RdsSocket) -> None:

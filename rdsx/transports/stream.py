@@ -103,13 +103,13 @@ class StreamLink:
     def supersede(self, drain_s: float) -> None:
         self._silent = True
         self._reason = self._reason or "superseded"
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + drain_s)
+        self._end_within(drain_s)
         self._read_signal.set()
 
     def finish(self, drain_s: float) -> None:
         self._finish_wanted = True
         self._reason = self._reason or "closing"
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + drain_s)
+        self._end_within(drain_s)
         self._write_signal.set()
         self._read_signal.set()
 
@@ -123,6 +123,10 @@ class StreamLink:
             # This peer has forgotten what its TCP has had acknowledged: a reset would lose what we have not yet read.
             self.supersede(drain_s)
             self._half_close()
+
+    def _end_within(self, seconds: float) -> None:
+        """Read for at most so long from now; an earlier end stands."""
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + seconds)
 
     # -- writing
 
@@ -172,7 +176,7 @@ class StreamLink:
         """The stream cannot be written. What the peer sent before may still be there: the reader goes on to the end of it."""
         self._silent = True
         self._reason = self._reason or reason_of(error)
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._hello_timeout_s)
+        self._end_within(self._hello_timeout_s)
 
     # -- reading
 
@@ -248,7 +252,7 @@ class StreamLink:
                 self._scope.deadline = inf
             await self._read_signal.wait()
         if left_s is not None:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + left_s)
+            self._end_within(left_s)
         return not self._path.paused
 
     def _collect_stream_acks(self) -> None:
