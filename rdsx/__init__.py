@@ -16,10 +16,11 @@ from rdsx import ancillary, constants, errors
 from rdsx.config import NodeConfig
 from rdsx.constants import *  # noqa: F403  re-exported under their kernel names
 from rdsx.engine.events import CongestionChanged, Event, PeerDown, PeerRestarted, PeerUp
-from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError, RdsError, TooManyPeersError
+from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError, RdsError, TooManyPeersError, UnsupportedError
 from rdsx.node import Node, open_node
 from rdsx.sockets import RdsSocket
 from rdsx.statistics import ConnectionStatistics, NodeStatistics, SocketStatistics
+from rdsx.wire.info import ConnectionInfo, IbConnectionInfo, Info, MessageInfo, SocketInfo, TcpSocketInfo
 
 try:
     __version__ = version("rdsx")
@@ -31,8 +32,12 @@ del PackageNotFoundError, version
 __all__ = [
     "CongestedError",
     "CongestionChanged",
+    "ConnectionInfo",
     "ConnectionStatistics",
     "Event",
+    "IbConnectionInfo",
+    "Info",
+    "MessageInfo",
     "MessageTooLongError",
     "Node",
     "NodeConfig",
@@ -43,8 +48,11 @@ __all__ = [
     "PeerUp",
     "RdsError",
     "RdsSocket",
+    "SocketInfo",
     "SocketStatistics",
+    "TcpSocketInfo",
     "TooManyPeersError",
+    "UnsupportedError",
     "__version__",
     "ancillary",
     "errors",

@@ -152,6 +152,8 @@ class Endpoint:
     def take_many(self, limit: int) -> list[tuple[bytes, tuple[Any, ...]]]: ...
     def peek(self) -> tuple[bytes, tuple[Any, ...], int, float] | None:
         """(data, address, RDMA cookie, wall clock of arrival) of the oldest message, left on the queue; or None."""
+    def listing(self) -> list[tuple[int, tuple[Any, ...]]]:
+        """(length, address of the sender) of each message in the receive queue, oldest first."""
     def submit(self, data: Buffer, address: tuple[Any, ...]) -> int:
         """Queue one message. 0 sent, 1 congested, 2 queue full, 3 too long, 4 no route (the driver must make one).
 
@@ -230,6 +232,8 @@ class Path:
         """Drop everything, for good."""
     def pending_to(self, owner: Endpoint, dport: int = -1) -> int:
         """Unacknowledged messages of `owner` to `dport` (-1: any) on this path."""
+    def listing(self) -> list[tuple[int, int, int, int, bool]]:
+        """(sequence, length, sport, dport, written) of each unacknowledged message, oldest first."""
 
 @final
 class Ring:

@@ -680,6 +680,16 @@ cdef class Endpoint:
         path = <Path>received.path
         return (<object>received.payload, path.address(received.sport), received.cookie, received.stamp_s)
 
+    def listing(self):
+        """The receive queue: (length, address of the sender) of each message, oldest first."""
+        cdef Received* received
+        cdef uint32_t index
+        cdef list found = []
+        for index in range(self.queued):
+            received = &self.ring[(self.head + index) & (self.capacity - 1)]
+            found.append((len(<bytes>received.payload), (<Path>received.path).address(received.sport)))
+        return found
+
     # -- sending
 
     cdef int submit_one(self, object data, object address) except -1:
@@ -1053,6 +1063,17 @@ cdef class Path:
         while index != self.tail:
             if self.slot(index).owner == <PyObject*>owner and (dport < 0 or self.slot(index).dport == dport):
                 found += 1
+            index += 1
+        return found
+
+    def listing(self):
+        """What waits for acknowledgement: (sequence, length, sport, dport, written) of each message, oldest first."""
+        cdef uint64_t index = self.head
+        cdef Sent* slot
+        cdef list found = []
+        while index != self.tail:
+            slot = self.slot(index)
+            found.append((slot.sequence, slot.length, slot.sport, slot.dport, index < self.cursor))
             index += 1
         return found
 

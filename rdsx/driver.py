@@ -13,33 +13,29 @@ import ipaddress
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
 from math import inf
-from typing import TYPE_CHECKING
 
 import trio
 
+from rdsx import snapshot
 from rdsx._fast import BindTable, CongestionMap, Core, Endpoint, Path
-from rdsx._pace import Pace
 from rdsx.addresses import Host, SockAddr, bad_address
 from rdsx.config import NodeConfig
 from rdsx.engine.connection import Connection
 from rdsx.engine.events import Event
+from rdsx.engine_socket import EngineSocket
 from rdsx.errors import TooManyPeersError
-from rdsx.statistics import ConnectionStatistics, NodeStatistics
+from rdsx.stack import Stack
+from rdsx.statistics import NodeStatistics
 from rdsx.supervisor import Supervisor
 from rdsx.transports.base import ByteStream, Listener, Network
 from rdsx.transports.signal import Signal
-
-if TYPE_CHECKING:
-    from rdsx.sockets import RdsSocket
+from rdsx.wire.info import Info
 
 __all__ = ["Driver"]
 
 log = logging.getLogger("rdsx.node")
 
-SYSTEM_CLOCK = trio._core._run.SystemClock
-YIELD_CALLS = 256  # async calls that need not wait between two yields, at most
 MAX_REFUSED = 64  # connections of refused peers held open
 REFUSED_HOLD_S = 1.0  # ... for this long: a kernel whose connection is closed at once reconnects at once, for ever
 ACCEPT_RETRY_S = 0.1  # after EMFILE and the like
@@ -47,14 +43,17 @@ WARN_INTERVAL_S = 1.0  # between two log lines about the same kind of refusal
 MAX_ACK_POLL_S = 0.1  # slowest polling of a stream that acknowledges nothing
 
 
-class Driver:
-    """The inside of a `Node`: sockets and supervisors call it, users do not. `network` is None for a node of loopback only."""
+class Driver(Stack[EngineSocket]):
+    """The inside of a `Node` on our own engine: sockets and supervisors call it, users do not.
+
+    `network` is None for a node of loopback only.
+    """
 
     def __init__(self, hosts: list[Host], network: Network | None, config: NodeConfig) -> None:
-        self.config = config
+        super().__init__(hosts, config)
         self._network = network
         self._random = random.Random(config.seed)
-        self.generation = self._random.randrange(1, 2**32)
+        self._generation = self._random.randrange(1, 2**32)
         self._first_sequence = max(1, int(config.wall_clock() * 1e9)) if config.sequence_base is None else config.sequence_base
         self.core = Core(
             max_message_bytes=config.max_message_bytes,
@@ -65,13 +64,11 @@ class Driver:
             answer_pings=config.ping_enable,
             wall_clock=config.wall_clock,
         )
-        self.hosts = {host.key: host for host in hosts}
         self.tables = {host.key: BindTable(self.core, host.key) for host in hosts}
         self._allowed = None if config.allowed_peers is None else [ipaddress.ip_network(text) for text in config.allowed_peers]
         self._foreign: dict[str, CongestionMap] = {}
         self._supervisors: dict[tuple[str, str], Supervisor] = {}
-        self.sockets: dict[RdsSocket, None] = {}
-        self.monitors: dict[RdsSocket, None] = {}
+        self.monitors: dict[EngineSocket, None] = {}
         self._congested: dict[CongestionMap, dict[int, trio.lowlevel.ParkingLot]] = {}
         self._drops: Counter[str] = Counter()
         self._subscribers: dict[trio.MemorySendChannel[Event], None] = {}
@@ -82,9 +79,14 @@ class Driver:
         self._owing_signal = Signal()
         self._nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
-        system_clock = isinstance(trio.lowlevel.current_clock(), SYSTEM_CLOCK)
-        self.pace = Pace(config.yield_interval_s, YIELD_CALLS, None if system_clock else trio.current_time)
-        self.closed = False
+
+    @property
+    def transport_name(self) -> str:
+        return "loop" if self._network is None else self._network.name
+
+    @property
+    def generation(self) -> int:
+        return self._generation
 
     # -- statistics and events
 
@@ -96,30 +98,11 @@ class Driver:
             missed_events=self._missed_events,
             counters=self.core.statistics(),
             drops=dict(self._drops),
-            connections=tuple(self._connection_statistics()),
+            connections=tuple(snapshot.connection_statistics(self)),
         )
 
-    def _connection_statistics(self) -> Iterator[ConnectionStatistics]:
-        for table in self.tables.values():
-            for path in table.routes.values():
-                connection: Connection | None = path.supervisor.connection if path.supervisor is not None else None
-                yield ConnectionStatistics(
-                    local=table.host,
-                    peer=path.host,
-                    transport="loop" if path.local else self.transport_name,
-                    state="up" if connection is None else connection.state.value,
-                    kind="local" if connection is None else connection.kind,
-                    generation=self.generation if connection is None else connection.peer_generation,
-                    links=0 if connection is None else connection.links,
-                    reconnects=0 if connection is None else max(0, connection.links - 1),
-                    next_tx_seq=path.next_sequence,
-                    next_rx_seq=path.next_receive,
-                    send_queue_messages=path.send_queue,
-                    retransmit_queue_messages=path.retransmit_queue,
-                    retransmitted_messages=path.retransmitted,
-                    queued_bytes=path.queued_bytes,
-                    paused=path.paused,
-                )
+    def info(self) -> Info:
+        return snapshot.node_info(self)
 
     def subscribe(self, buffer: int) -> trio.MemoryReceiveChannel[Event]:
         send, receive = trio.open_memory_channel[Event](buffer)
@@ -131,18 +114,14 @@ class Driver:
 
     # -- for sockets
 
-    async def pause(self) -> None:
-        """What has to follow when `pace.due()`: see a cancellation, let others run."""
-        await trio.lowlevel.checkpoint()
-        self.pace.yielded()
+    def socket(self) -> EngineSocket:
+        sock = EngineSocket(self)
+        self.sockets[sock] = None
+        return sock
 
-    def bind(self, endpoint: Endpoint, host: Host, port: int, address: SockAddr) -> None:
-        """Bind with the kernel's errnos."""
-        table = self.tables.get(host.key)
-        if table is None:
-            raise bad_address(errno.EADDRNOTAVAIL, address, f"this node speaks for {', '.join(self.hosts)}; open it with that address too")
-        if port == 1:
-            raise bad_address(errno.EINVAL, address, "port 1 belongs to the multipath probe; ports for sockets are 2..65535")
+    def bind(self, endpoint: Endpoint, host: Host, port: int, address: SockAddr) -> int:
+        """Bind to a port of one of our hosts, 0 for any free one; returns the port. EADDRINUSE as in the kernel."""
+        table = self.tables[host.key]
         if port == 0:
             free = table.free_port(self._random.randrange(65536))
             if free is None:
@@ -151,6 +130,7 @@ class Driver:
         elif table.find(port) is not None:
             raise bad_address(errno.EADDRINUSE, address, "the port is bound by another socket of this node; port 0 picks a free one")
         table.bind(endpoint, port)
+        return port
 
     def route(self, local: str, host: Host, address: SockAddr) -> Path:
         """The path from a local address to a peer; makes the connection if there is none."""
@@ -203,15 +183,11 @@ class Driver:
         for sock in self.monitors:
             sock._congestion_freed(freed)
 
-    def forget_socket(self, sock: RdsSocket) -> None:
-        self.sockets.pop(sock, None)
+    def forget_socket(self, sock: EngineSocket) -> None:
+        super().forget_socket(sock)
         self.monitors.pop(sock, None)
 
     # -- for supervisors
-
-    @property
-    def transport_name(self) -> str:
-        return "loop" if self._network is None else self._network.name
 
     @property
     def network(self) -> Network:

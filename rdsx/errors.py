@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["CongestedError", "MessageTooLongError", "NotBoundError", "RdsError", "TooManyPeersError", "WireError"]
+__all__ = ["CongestedError", "MessageTooLongError", "NotBoundError", "RdsError", "TooManyPeersError", "UnsupportedError", "WireError"]
 
 
 class RdsError(OSError):
@@ -39,6 +39,12 @@ class TooManyPeersError(RdsError):
     """EUSERS: the node knows `NodeConfig.max_peers` peers already."""
 
     number = errno.EUSERS
+
+
+class UnsupportedError(RdsError):
+    """EOPNOTSUPP: what this node stands on cannot do that, and it cannot be made up for."""
+
+    number = errno.EOPNOTSUPP
 
 
 class WireError(Exception):

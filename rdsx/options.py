@@ -22,7 +22,7 @@ from rdsx.ancillary import SO_TIMESTAMP, SO_TIMESTAMP_NEW, FreeMrArgs, GetMrArgs
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from rdsx.sockets import RdsSocket
+    from rdsx.engine_socket import EngineSocket
 
 __all__ = ["SocketOptions", "get_option", "set_option", "time_limit"]
 
@@ -115,49 +115,49 @@ def unsigned(value: int | Buffer) -> int:
     return integer(value) & 0xFFFFFFFF
 
 
-def set_sndbuf(sock: RdsSocket, value: int | Buffer) -> None:
+def set_sndbuf(sock: EngineSocket, value: int | Buffer) -> None:
     limit = sock._driver.config.max_buffer_bytes
     sock._endpoint.send_limit = max(2 * min(unsigned(value), limit), MIN_SNDBUF) // 2
     sock._raised_send_limit()
 
 
-def set_rcvbuf(sock: RdsSocket, value: int | Buffer) -> None:
+def set_rcvbuf(sock: EngineSocket, value: int | Buffer) -> None:
     limit = sock._driver.config.max_buffer_bytes
     sock._endpoint.receive_limit = max(2 * min(unsigned(value), limit), MIN_RCVBUF) // 2
 
 
-def set_sndtimeo(sock: RdsSocket, value: int | Buffer) -> None:
+def set_sndtimeo(sock: EngineSocket, value: int | Buffer) -> None:
     sock.options.send_timeout_s = seconds(value)
 
 
-def set_rcvtimeo(sock: RdsSocket, value: int | Buffer) -> None:
+def set_rcvtimeo(sock: EngineSocket, value: int | Buffer) -> None:
     sock.options.receive_timeout_s = seconds(value)
 
 
-def set_timestamp(sock: RdsSocket, value: int | Buffer) -> None:
+def set_timestamp(sock: EngineSocket, value: int | Buffer) -> None:
     sock.options.timestamp = SO_TIMESTAMP if integer(value) else 0
     sock._endpoint.stamped = bool(sock.options.timestamp)
 
 
-def set_timestamp_new(sock: RdsSocket, value: int | Buffer) -> None:
+def set_timestamp_new(sock: EngineSocket, value: int | Buffer) -> None:
     sock.options.timestamp = SO_TIMESTAMP_NEW if integer(value) else 0
     sock._endpoint.stamped = bool(sock.options.timestamp)
 
 
-def set_rds_timestamp(sock: RdsSocket, value: int | Buffer) -> None:
+def set_rds_timestamp(sock: EngineSocket, value: int | Buffer) -> None:
     set_timestamp(sock, integer(value, exact=True, wrong_length=errno.EFAULT))
 
 
-def set_rds_timestamp_new(sock: RdsSocket, value: int | Buffer) -> None:
+def set_rds_timestamp_new(sock: EngineSocket, value: int | Buffer) -> None:
     set_timestamp_new(sock, integer(value, exact=True, wrong_length=errno.EFAULT))
 
 
-def set_reuse_address(sock: RdsSocket, value: int | Buffer) -> None:
+def set_reuse_address(sock: EngineSocket, value: int | Buffer) -> None:
     """Taken, and without effect, as in the kernel: an RDS port has one socket."""
     sock.options.reuse_address = bool(integer(value))
 
 
-def set_cancel_sent_to(sock: RdsSocket, value: int | Buffer) -> None:
+def set_cancel_sent_to(sock: EngineSocket, value: int | Buffer) -> None:
     sock._check_bound()
     packed = octets(value)
     if len(packed) < 16:
@@ -168,16 +168,16 @@ def set_cancel_sent_to(sock: RdsSocket, value: int | Buffer) -> None:
     sock.cancel_sent_to(unpack_sockaddr(packed))
 
 
-def set_recverr(sock: RdsSocket, value: int | Buffer) -> None:
+def set_recverr(sock: EngineSocket, value: int | Buffer) -> None:
     sock.options.receive_errors = bool(integer(value))
 
 
-def set_cong_monitor(sock: RdsSocket, value: int | Buffer) -> None:
+def set_cong_monitor(sock: EngineSocket, value: int | Buffer) -> None:
     """Not so here: the kernel, when told to stop, also clears the congestion bit of the socket's own port, however full it is."""
     sock._set_monitored(bool(integer(value)))
 
 
-def set_transport(sock: RdsSocket, value: int | Buffer) -> None:
+def set_transport(sock: EngineSocket, value: int | Buffer) -> None:
     if sock._host is not None or sock.options.transport != c.RDS_TRANS_NONE:
         raise OSError(errno.EOPNOTSUPP, "the socket has its transport already; SO_RDS_TRANSPORT must come first, and before bind()")
     wanted = integer(value, exact=True)
@@ -188,22 +188,22 @@ def set_transport(sock: RdsSocket, value: int | Buffer) -> None:
     sock.options.transport = wanted
 
 
-def set_get_mr(sock: RdsSocket, value: int | Buffer) -> None:
+def set_get_mr(sock: EngineSocket, value: int | Buffer) -> None:
     refuse_registration(sock, octets(value), GetMrArgs.layout.size, "rdsx.ancillary.GetMrArgs")
 
 
-def set_get_mr_for_dest(sock: RdsSocket, value: int | Buffer) -> None:
+def set_get_mr_for_dest(sock: EngineSocket, value: int | Buffer) -> None:
     refuse_registration(sock, octets(value), GetMrForDestArgs.layout.size, "rdsx.ancillary.GetMrForDestArgs")
 
 
-def refuse_registration(sock: RdsSocket, packed: bytes, size: int, structure: str) -> None:
+def refuse_registration(sock: EngineSocket, packed: bytes, size: int, structure: str) -> None:
     if len(packed) != size:
         raise OSError(errno.EINVAL, f"the option takes {structure}(…).pack(), exactly {size} bytes, not {len(packed)}")
     sock._check_bound()
     raise OSError(errno.EOPNOTSUPP, f"memory registration needs the verbs transport; {sock._driver.transport_name!r} has none")
 
 
-def set_free_mr(sock: RdsSocket, value: int | Buffer) -> None:
+def set_free_mr(sock: EngineSocket, value: int | Buffer) -> None:
     packed = octets(value)
     if len(packed) != FreeMrArgs.layout.size:
         raise OSError(errno.EINVAL, f"the option takes rdsx.ancillary.FreeMrArgs(…).pack(), exactly 16 bytes, not {len(packed)}")
@@ -211,7 +211,7 @@ def set_free_mr(sock: RdsSocket, value: int | Buffer) -> None:
     raise OSError(errno.EINVAL, f"cookie {cookie:#x} names no registered memory; {sock._driver.transport_name!r} registers none")
 
 
-SETTERS: dict[tuple[int, int], Callable[[RdsSocket, int | Buffer], None]] = {
+SETTERS: dict[tuple[int, int], Callable[[EngineSocket, int | Buffer], None]] = {
     (socket.SOL_SOCKET, socket.SO_SNDBUF): set_sndbuf,
     (socket.SOL_SOCKET, socket.SO_RCVBUF): set_rcvbuf,
     (socket.SOL_SOCKET, socket.SO_SNDTIMEO): set_sndtimeo,
@@ -233,7 +233,7 @@ SETTERS: dict[tuple[int, int], Callable[[RdsSocket, int | Buffer], None]] = {
 }
 
 
-def set_option(sock: RdsSocket, level: int, option: int, value: int | Buffer) -> None:
+def set_option(sock: EngineSocket, level: int, option: int, value: int | Buffer) -> None:
     """See RdsSocket.setsockopt()."""
     setter = SETTERS.get((level, option))
     if setter is None:
@@ -244,15 +244,15 @@ def set_option(sock: RdsSocket, level: int, option: int, value: int | Buffer) ->
 # -- getting
 
 
-def transport_of(sock: RdsSocket) -> int:
+def transport_of(sock: EngineSocket) -> int:
     return c.RDS_TRANS_TCP if sock._driver.transport_name != "loop" else c.RDS_TRANS_LOOP
 
 
-def get_transport(sock: RdsSocket) -> int:
+def get_transport(sock: EngineSocket) -> int:
     return sock.options.transport if sock._host is None else transport_of(sock)
 
 
-GETTERS: dict[tuple[int, int], Callable[[RdsSocket], int | bytes]] = {
+GETTERS: dict[tuple[int, int], Callable[[EngineSocket], int | bytes]] = {
     (socket.SOL_SOCKET, socket.SO_SNDBUF): lambda sock: 2 * sock._endpoint.send_limit,
     (socket.SOL_SOCKET, socket.SO_RCVBUF): lambda sock: 2 * sock._endpoint.receive_limit,
     (socket.SOL_SOCKET, socket.SO_SNDTIMEO): lambda sock: timeval(sock.options.send_timeout_s),
@@ -271,7 +271,7 @@ GETTERS: dict[tuple[int, int], Callable[[RdsSocket], int | bytes]] = {
 }
 
 
-def get_option(sock: RdsSocket, level: int, option: int, buflen: int) -> int | bytes:
+def get_option(sock: EngineSocket, level: int, option: int, buflen: int) -> int | bytes:
     """See RdsSocket.getsockopt()."""
     getter = GETTERS.get((level, option))
     if getter is None:

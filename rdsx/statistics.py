@@ -10,7 +10,8 @@ __all__ = ["ConnectionStatistics", "NodeStatistics", "SocketStatistics"]
 
 @dataclass(frozen=True, slots=True)
 class SocketStatistics:
-    """One socket. Bytes are payload bytes; `unacknowledged_*` is the send queue, `queued_*` the receive queue."""
+    """One socket. Bytes are payload bytes; `unacknowledged_*` is the send queue, `queued_*` the receive queue. `congested`: None where
+    the kernel does not say."""
 
     sent_messages: int
     received_messages: int
@@ -18,13 +19,14 @@ class SocketStatistics:
     unacknowledged_bytes: int
     queued_messages: int
     queued_bytes: int
-    congested: bool
+    congested: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatistics:
     """One connection. `kind`: "rdsx", "kernel", "local", or None while the peer has never spoken. `links` counts the transport
-    connections on which it has; `next_tx_seq` and `next_rx_seq` are the kernel's."""
+    connections on which it has; `next_tx_seq` and `next_rx_seq` are the kernel's. On the kernel's stack `kind`, `generation`, `links`,
+    `reconnects` and `retransmitted_messages` are None: it does not tell."""
 
     local: str
     peer: str
@@ -32,13 +34,13 @@ class ConnectionStatistics:
     state: str
     kind: str | None
     generation: int | None
-    links: int
-    reconnects: int
+    links: int | None
+    reconnects: int | None
     next_tx_seq: int
     next_rx_seq: int
     send_queue_messages: int
     retransmit_queue_messages: int
-    retransmitted_messages: int
+    retransmitted_messages: int | None
     queued_bytes: int
     paused: bool
 

@@ -240,9 +240,9 @@ class Cluster:
             node = life.node
             if life.scope.cancel_called:
                 continue
-            paths = [path for table in node._driver.tables.values() for path in table.routes.values()]
+            paths = [path for table in node._stack.tables.values() for path in table.routes.values()]
             queued_bytes = sum(path.queued_bytes for path in paths)
-            self.require(node._driver.core.queued_bytes == queued_bytes, f"{life.host}: queued bytes do not add up")
+            self.require(node._stack.core.queued_bytes == queued_bytes, f"{life.host}: queued bytes do not add up")
             for port, sock in life.socks.items():
                 endpoint = sock._endpoint
                 pending = sum(path.pending_to(endpoint) for path in paths)
@@ -288,7 +288,7 @@ class Cluster:
                 for life in self.alive():
                     for sock in life.socks.values():
                         await sock.flush()
-                while any(life.node._driver.core.queued_bytes for life in self.alive()):
+                while any(life.node._stack.core.queued_bytes for life in self.alive()):
                     await trio.sleep(1)
             if deadline.cancelled_caught:
                 stuck = [

@@ -137,9 +137,7 @@ def compare(names: Sequence[str], results: Sequence[dict[str, Any]], files: Sequ
     )
 
 
-def _compare_direction(
-    sender_name: str, receiver_name: str, sender: dict[str, Any], receiver: dict[str, Any], files: int
-) -> Direction:
+def _compare_direction(sender_name: str, receiver_name: str, sender: dict[str, Any], receiver: dict[str, Any], files: int) -> Direction:
     lost = 0
     duplicated: int = receiver["duplicated"]
     sent = delivered = 0

@@ -134,7 +134,7 @@ class Worker:
 
     def _links(self) -> int:
         """TCP connections so far on which the peer has spoken."""
-        return sum(connection.links for connection in self._node.statistics().connections)
+        return sum(connection.links or 0 for connection in self._node.statistics().connections)
 
     async def _report_progress(self) -> None:
         while True:
@@ -149,7 +149,7 @@ class Worker:
             )
 
     def _reconnects(self) -> int:
-        return sum(connection.reconnects for connection in self._node.statistics().connections)
+        return sum(connection.reconnects or 0 for connection in self._node.statistics().connections)
 
     def _result(self) -> dict[str, object]:
         statistics = self._node.statistics()

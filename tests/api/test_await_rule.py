@@ -141,7 +141,7 @@ async def test_a_tight_loop_sees_a_cancel_from_outside(name: str, mock_clock: tr
 async def test_turns_are_counted_for_the_node(mock_clock: trio.testing.MockClock) -> None:
     """Many sockets, each used now and then, are one tight loop all the same."""
     async with stage(interval_s=0.001) as (sock, turns):
-        socks = [sock, *(rdsx.RdsSocket(sock._driver) for _ in range(127))]
+        socks = [sock, *(sock._driver.socket() for _ in range(127))]
         for _ in range(20):
             for one in socks:
                 await one.flush()

@@ -145,7 +145,7 @@ async def test_wrong_transport_name() -> None:
     with pytest.raises(ValueError) as caught:
         async with rdsx.open_node(LEFT, transport="udp"):  # type: ignore[arg-type]
             pass
-    assert_text(caught.value, "'udp'", "'tcp' or 'loop'")
+    assert_text(caught.value, "'udp'", "'tcp', 'loop' or 'kernel'")
 
 
 async def test_loop_reaches_no_other_node() -> None:
@@ -489,6 +489,7 @@ CLOSED_SOCKET: dict[str, Callable[[rdsx.RdsSocket], Any]] = {
     "flush": lambda sock: sock.flush(),
     "getpeername": lambda sock: sock.getpeername(),
     "getsockname": lambda sock: sock.getsockname(),
+    "get_tos": lambda sock: sock.get_tos(),
     "getsockopt": lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF),
     "recv": lambda sock: sock.recv(),
     "recv_into": lambda sock: sock.recv_into(bytearray(9)),
@@ -506,6 +507,7 @@ CLOSED_SOCKET: dict[str, Callable[[rdsx.RdsSocket], Any]] = {
     "sendmsg": lambda sock: sock.sendmsg([b""], [], 0, HERE),
     "sendto": lambda sock: sock.sendto(b"", HERE),
     "sendto_nowait": lambda sock: sock.sendto_nowait(b"", HERE),
+    "set_tos": lambda sock: sock.set_tos(0),
     "setsockopt": lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000),
     "wait_writable": lambda sock: sock.wait_writable(HERE),
 }
@@ -591,7 +593,7 @@ CLOSED_NODE: dict[str, Callable[[rdsx.Node], Any]] = {
 
 
 def test_no_method_of_a_node_is_forgotten() -> None:
-    assert set(CLOSED_NODE) | {"events", "reset_connection", "statistics"} == public_methods(rdsx.Node)
+    assert set(CLOSED_NODE) | {"events", "info", "reset_connection", "statistics"} == public_methods(rdsx.Node)
 
 
 @pytest.mark.parametrize("name", CLOSED_NODE)

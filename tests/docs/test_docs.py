@@ -240,7 +240,7 @@ def test_public_modules_are_complete(module: ModuleType) -> None:
     assert set(first_cells(section(API, f"`{module.__name__}`"))) == set(module.__all__)
 
 
-@pytest.mark.parametrize("title", ["Events", "Statistics"])
+@pytest.mark.parametrize("title", ["Events", "Statistics", "Info"])
 def test_records_are_complete(title: str) -> None:
     """Each row has the record's name and all its fields; of an event those that `Event` does not have."""
     rows = {}
@@ -251,6 +251,9 @@ def test_records_are_complete(title: str) -> None:
     wanted = {
         "Events": [rdsx.Event, rdsx.PeerUp, rdsx.PeerDown, rdsx.PeerRestarted, rdsx.CongestionChanged],
         "Statistics": [rdsx.NodeStatistics, rdsx.ConnectionStatistics, rdsx.SocketStatistics],
+        "Info": [
+            rdsx.Info, rdsx.ConnectionInfo, rdsx.MessageInfo, rdsx.SocketInfo, rdsx.TcpSocketInfo, rdsx.IbConnectionInfo,
+        ],
     }[title]
     common = {"local", "peer"} if title == "Events" else set()
     assert rows == {cls.__name__: {field.name for field in dataclasses.fields(cls)} - common for cls in wanted}

@@ -336,7 +336,7 @@ async def test_leaving_half_closes_reads_to_the_end_and_loses_nothing() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kernels_side)
-            await node._driver.drain()
+            await node._stack.drain()
         assert kernel.delivered == [b"kept"]
         assert await sock.recv() == b"late"
         await until(lambda: node.statistics().connections[0].state == "down")
