@@ -1144,7 +1144,7 @@ cdef class Path:
             if self.core.answer_pings:
                 self.core.counters[C_RECV_PING] += 1
                 endpoint = self.table.lookup(sport)
-                if endpoint is not None:
+                if endpoint is not None and not self.table.congestion.has(sport):
                     endpoint.append(b"", self, PING_PORT, 0)
             return 0
         endpoint = table.lookup(dport)

@@ -198,11 +198,17 @@ def parse(ancdata: Iterable[tuple[int, int, Buffer]]) -> list[Control | OtherCon
     found: list[Control | OtherControl] = []
     for level, kind, data in ancdata:
         structure = RECEIVED.get((level, kind))
-        if structure is None or memoryview(data).nbytes < structure.layout.size:
+        if structure is None or not is_whole(level, kind, data):
             found.append(OtherControl(level, kind, bytes(data)))
         else:
             found.append(structure.unpack(data))
     return found
+
+
+def is_whole(level: int, kind: int, data: Buffer) -> bool:
+    """False for a known structure that was cut short."""
+    structure = RECEIVED.get((level, kind))
+    return structure is None or memoryview(data).nbytes >= structure.layout.size
 
 
 def fit(control: list[ControlTriple], ancbufsize: int) -> tuple[list[ControlTriple], int]:

@@ -44,7 +44,8 @@ def open_socket() -> socket.socket:
         with socket.socket(AF_RDS, socket.SOCK_SEQPACKET) as plain:
             descriptor = plain.detach()
     except OSError as error:
-        remedy = NO_MODULE if error.errno == errno.EAFNOSUPPORT else "an AF_RDS socket cannot be made here"
+        remedies = {errno.EAFNOSUPPORT: NO_MODULE, errno.EMFILE: "each socket here is an open file: raise 'ulimit -n'"}
+        remedy = remedies.get(error.errno or 0, "an AF_RDS socket cannot be made here")
         raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {remedy}") from None
     sock = socket.socket(socket.AF_INET6, socket.SOCK_SEQPACKET, fileno=descriptor)
     sock.setblocking(False)

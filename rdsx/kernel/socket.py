@@ -21,7 +21,7 @@ import trio
 
 from rdsx import constants as c
 from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_sockaddr
-from rdsx.ancillary import ZcopyCompletion, ZcopyCookie, fit, pack_sockaddr
+from rdsx.ancillary import ZcopyCompletion, ZcopyCookie, fit, is_whole, pack_sockaddr
 from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.kernel.af_rds import kernel_sockaddr, look_until
 from rdsx.options import integer, octets, seconds, time_limit
@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["KernelSocket"]
 
 SIOCRDSSETTOS, SIOCRDSGETTOS = 0x89E0, 0x89E1
-MSG_DONTWAIT, MSG_OOB, MSG_PEEK, MSG_TRUNC = socket.MSG_DONTWAIT, socket.MSG_OOB, socket.MSG_PEEK, socket.MSG_TRUNC
+MSG_CTRUNC, MSG_DONTWAIT, MSG_OOB, MSG_PEEK, MSG_TRUNC = (
+    socket.MSG_CTRUNC,
+    socket.MSG_DONTWAIT,
+    socket.MSG_OOB,
+    socket.MSG_PEEK,
+    socket.MSG_TRUNC,
+)
 MSG_ERRQUEUE, MSG_ZEROCOPY = socket.MSG_ERRQUEUE, 0x4000000
 SEND_TIMEOUTS = (socket.SO_SNDTIMEO, 67)  # ... and SO_SNDTIMEO_NEW
 RECEIVE_TIMEOUTS = (socket.SO_RCVTIMEO, 66)
@@ -316,6 +322,8 @@ class KernelSocket(RdsSocket):
         scratch = self._kernel.scratch
         room = scratch if bufsize is None else scratch[:bufsize]
         length, control, msg_flags, address = self._sock.recvmsg_into([room], ancbufsize, (flags | MSG_DONTWAIT) & ~MSG_TRUNC)
+        if msg_flags & MSG_CTRUNC:
+            control = [one for one in control if is_whole(*one)]
         for level, kind, data in control:
             if (level, kind) == (c.SOL_RDS, c.RDS_CMSG_ZCOPY_COMPLETION):
                 for cookie in ZcopyCompletion.unpack(data).cookies:

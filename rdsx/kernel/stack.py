@@ -83,12 +83,12 @@ class KernelStack(Stack[KernelSocket]):
 
         The send queue is read before and after: a lost connection moves messages back to it. Who is listed twice is named once.
         """
-        queues = pages.read_messages(self.asker, "send_messages", "retransmit_messages", "send_messages", ipv6=host.is_ipv6)
+        queues = pages.read_messages(self.asker, "send_messages", "retransmit_messages", "send_messages")
         return list(dict.fromkeys(message for message in queues if message.local[0] == host.text))
 
     def received(self, host: Host) -> list[MessageInfo]:
         """Messages to a local address that nobody has received yet."""
-        queue = pages.read_messages(self.asker, "receive_messages", ipv6=host.is_ipv6)
+        queue = pages.read_messages(self.asker, "receive_messages")
         return [message for message in queue if message.local[0] == host.text]
 
     def info(self) -> Info:

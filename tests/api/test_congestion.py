@@ -1,8 +1,7 @@
-"""Congestion: a receiver that stops reading stops its senders, and nobody else; below half of its buffer they go on."""
+"""Congestion beyond the contract (`tests/contract/test_congestion.py`): the exact limits, the accounts, and who is woken."""
 
 from __future__ import annotations
 
-import errno
 import socket
 from typing import Any
 
@@ -11,7 +10,7 @@ import trio
 import trio.testing
 
 import rdsx
-from apikit import LEFT, RIGHT, assert_nobody_waits, both, bound, congest, duo, knows_congested, loop_node, raises_errno
+from apikit import LEFT, RIGHT, assert_nobody_waits, both, bound, congest, duo, knows_congested, loop_node
 
 LIMIT = 10000
 
@@ -20,50 +19,6 @@ async def small(transport_duo: Any) -> tuple[rdsx.RdsSocket, rdsx.RdsSocket]:
     left, right = await transport_duo.sockets()
     right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LIMIT)
     return left, right
-
-
-@both
-async def test_blocked_and_resumed_at_half(transport: str) -> None:
-    """Congested above the limit, strictly; free below half of it, strictly."""
-    async with duo(transport) as two, trio.open_nursery() as nursery:
-        left, right = await small(two)
-        there = right.getsockname()
-        for _ in range(10):
-            await left.sendto(bytes(1000), there)
-        await left.flush()
-        assert not right.statistics().congested
-        await left.sendto(b"1", there)
-        await left.flush()
-        assert right.statistics().congested
-        await congest(left, there)  # hear of it
-        with raises_errno(errno.ENOBUFS, "port 5000", RIGHT, "wait_writable", kind=rdsx.CongestedError):
-            left.sendto_nowait(b"", there)
-        with raises_errno(errno.ENOBUFS, kind=rdsx.CongestedError):
-            await left.sendmsg([b""], [], socket.MSG_DONTWAIT, there)
-        done: list[str] = []
-
-        async def run(name: str, *arguments: Any) -> None:
-            await getattr(left, name)(*arguments)
-            done.append(name)
-
-        for name, arguments in (
-            ("sendto", (b"late", there)),
-            ("sendmmsg", ([(b"late", there)] * 2,)),
-            ("sendmsg", ([b"late"], [], 0, there)),
-            ("wait_writable", (there,)),
-        ):
-            nursery.start_soon(run, name, *arguments)
-        await trio.testing.wait_all_tasks_blocked()
-        for _ in range(5):
-            right.recvfrom_nowait()
-        assert (right.statistics().queued_bytes, right.statistics().congested) == (5001, True)
-        right.recvfrom_nowait()
-        assert (right.statistics().queued_bytes, right.statistics().congested) == (4001, False)
-        assert done == []
-        await left.wait_writable(there)
-        assert await right.recvmmsg(5)
-        assert [await right.recv() for _ in range(4)] == [b"late"] * 4
-    assert sorted(done) == ["sendmmsg", "sendmsg", "sendto", "wait_writable"]
 
 
 @both
@@ -77,28 +32,6 @@ async def test_exactly_half_is_not_free(transport: str) -> None:
         assert right.statistics().congested
         right.recvfrom_nowait()
         assert not right.statistics().congested
-
-
-@both
-async def test_only_that_port_is_stopped(transport: str) -> None:
-    async with duo(transport) as two:
-        left, right = await small(two)
-        other = await bound(two.right, 5001, RIGHT)
-        await congest(left, right.getsockname())
-        await left.sendto(b"x", other.getsockname())
-        assert await other.recv() == b"x"
-        await left.sendto(b"", (RIGHT, 0))
-        assert await left.recvfrom() == (b"", (RIGHT, 0))
-
-
-@both
-async def test_empty_messages_congest_nobody(transport: str) -> None:
-    async with duo(transport) as two:
-        left, right = await small(two)
-        await left.sendmmsg([(b"", right.getsockname())] * 1000)
-        await left.flush()
-        assert not right.statistics().congested
-        assert right.statistics().queued_messages == 1000
 
 
 @both
@@ -126,19 +59,6 @@ async def test_closing_the_receiver_frees_its_senders(transport: str) -> None:
         assert len(nursery.child_tasks) == 2
         right.close()
     assert_nobody_waits(left)
-
-
-@both
-async def test_batches_stop_at_a_congested_port(transport: str) -> None:
-    async with duo(transport) as two:
-        left, right = await small(two)
-        other = await bound(two.right, 5001, RIGHT)
-        await congest(left, right.getsockname())
-        batch = [(b"1", other.getsockname()), (b"2", right.getsockname()), (b"3", other.getsockname())]
-        assert left.sendmmsg_nowait(batch) == 1
-        with raises_errno(errno.ENOBUFS, "5000", kind=rdsx.CongestedError):
-            left.sendmmsg_nowait(batch[1:])
-        assert await other.recv() == b"1"
 
 
 @both

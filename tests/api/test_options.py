@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 import rdsx
-from apikit import FAR, LEFT, MIB, accounts, assert_text, both, bound, congest, duo, fill, lonely_node, loop_node, raises_errno
+from apikit import FAR, LEFT, MIB, accounts, assert_text, bound, congest, duo, fill, lonely_node, loop_node, raises_errno
 from rdsx import ancillary
 
 HERE = (LEFT, 4000)
@@ -414,32 +414,6 @@ async def test_cancel_sent_to() -> None:
 
 
 # -- RDS_CONG_MONITOR
-
-
-@both
-async def test_congestion_monitor(transport: str) -> None:
-    """A refused send asks for news; the news comes alone, before datagrams, once; and is a hint."""
-    async with duo(transport) as two:
-        left, right = await two.sockets()
-        there = right.getsockname()
-        left.setsockopt(rdsx.SOL_RDS, rdsx.RDS_CONG_MONITOR, 1)
-        sent = await congest(left, there)
-        with raises_errno(errno.ENOBUFS, "5000", "wait_writable", kind=rdsx.CongestedError):
-            left.sendto_nowait(b"", there)
-        await right.sendto(b"a datagram waits already", left.getsockname())
-        assert (await left.recvmsg(None, 24, socket.MSG_PEEK))[0] == b"a datagram waits already"
-        for _ in range(sent):
-            await right.recvfrom()
-        await left.wait_writable(there)
-        data, ancdata, flags, address = await left.recvmsg(None, 24, socket.MSG_PEEK)
-        assert (data, flags, address) == (b"", 0, None)
-        (update,) = ancillary.parse(ancdata)
-        assert isinstance(update, ancillary.CongUpdate)
-        assert update.mask == 1 << (5000 % 64)
-        assert update.may_be_free(5000)
-        data, ancdata, _, _ = await left.recvmsg(None, 24)
-        assert (data, ancdata) == (b"a datagram waits already", [])
-        assert left.sendto_nowait(b"", there) == 0
 
 
 async def freed(sender: rdsx.RdsSocket, receiver: rdsx.RdsSocket) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import contractkit
 import rdsx
 import rdsx.testing
 from apikit import free_tcp_port
@@ -268,6 +269,16 @@ def test_constants_are_complete() -> None:
 def test_faults_are_complete() -> None:
     documented = {cell for cell in first_cells(section(DOCS / "testing.md", "Faults")) if "=" in cell and "(" not in cell}
     assert documented == {f"{field.name}={field.default!r}" for field in dataclasses.fields(rdsx.testing.Faults)}
+
+
+# -- docs/contract.md
+
+
+def test_departures_are_complete() -> None:
+    """The table has those that tests name; a name that no test uses says nothing."""
+    assert set(first_cells(section(DOCS / "contract.md", "Departures"))) == contractkit.DEPARTURES
+    source = "".join(path.read_text() for path in (ROOT / "tests/contract").glob("*.py"))
+    assert set(re.findall(r'departs\(stack, "([^"]+)"\)', source)) | {"events", "reset"} == contractkit.DEPARTURES
 
 
 # -- links
