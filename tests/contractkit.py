@@ -24,10 +24,10 @@ __all__ = ["DEPARTURES", "IN_GUEST", "LEFT", "NOBODY", "RIGHT", "SERIES", "Pair"
 
 IN_GUEST = "RDSX_CONTRACT_REPORT" in os.environ  # the file that the guest's run writes its outcomes to
 SERIES = os.environ.get("RDSX_LAB_KERNELS", "6.1").split(",")
-STACKS = ["loop", "tcp", *(f"kernel-{series}" for series in SERIES)]
+KERNELS = [pytest.param(f"kernel-{series}", marks=pytest.mark.slow) for series in SERIES]
 
-every_stack = pytest.mark.parametrize("stack", STACKS)
-with_a_wire = pytest.mark.parametrize("stack", STACKS[1:])
+every_stack = pytest.mark.parametrize("stack", ["loop", "tcp", *KERNELS])
+with_a_wire = pytest.mark.parametrize("stack", ["tcp", *KERNELS])
 
 LEFT, RIGHT = HOSTS if IN_GUEST else (apikit.LEFT, apikit.RIGHT)
 NOBODY = "10.78.0.77" if IN_GUEST else "127.0.0.77"  # where no RDS is

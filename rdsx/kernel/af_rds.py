@@ -65,10 +65,10 @@ def check_address(host: Host) -> None:
 
 
 def is_local(host: Host) -> bool:
-    """Whether this network namespace has the address at all."""
+    """Whether this network namespace has the address: to itself it would be the source. bind() says yes in a namespace without any."""
     with socket.socket(socket.AF_INET6 if host.is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind(host.sockaddr(0))
+            probe.connect(host.sockaddr(9))
         except OSError:
             return False
-    return True
+        return bool(probe.getsockname()[0] == host.text)

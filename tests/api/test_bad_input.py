@@ -7,6 +7,7 @@ import inspect
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,13 @@ async def test_wrong_transport_name() -> None:
         async with rdsx.open_node(LEFT, transport="udp"):  # type: ignore[arg-type]
             pass
     assert_text(caught.value, "'udp'", "'tcp', 'loop' or 'kernel'")
+
+
+@pytest.mark.skipif(Path("/proc/net/protocols").read_text().find("RDS ") >= 0, reason="this kernel has RDS")
+async def test_kernel_without_rds() -> None:
+    with raises_errno(errno.EAFNOSUPPORT, "modprobe rds_tcp"):
+        async with rdsx.open_node(LEFT, transport="kernel"):
+            pass
 
 
 async def test_loop_reaches_no_other_node() -> None:

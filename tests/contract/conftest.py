@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,11 @@ def run_in_guest(series: str) -> dict[str, dict[str, str]]:
 
 async def guest_outcomes(series: str) -> dict[str, dict[str, str]]:
     report = "/run/contract.jsonl"
-    environment = {"RDSX_CONTRACT_REPORT": report, "RDSX_LAB_KERNELS": series, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "-k", "kernel", "--tb=short"]
-    command = shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *pytest_run])
+    settings = ["env", f"RDSX_CONTRACT_REPORT={report}", f"RDSX_LAB_KERNELS={series}"]
+    options = ["-q", "-p", "no:cacheprovider", "tests/contract", "-k", "kernel", "--tb=short"]
     async with Lab() as lab:
         guest = await lab.start("C", modules=["rds_tcp", "veth"], kernel=series)
+        command = f"{shlex.join(settings)} {guest.python_command('-m', 'pytest', *options)}"
         _, printed = await guest.run(f"cd {shlex.quote(str(ROOT))} && {command}", RUN_S)
         _, lines = await guest.run(f"cat {report}", 30)
         outcomes = {}

@@ -23,6 +23,8 @@ from typing import Self
 
 import trio
 
+import rdsx
+
 from .control import Control, GuestDiedError, Result, escape
 from .host import wait_exited
 from .kernel import Kernel
@@ -141,6 +143,11 @@ class Guest:
         """The shell command that runs guest_rds.py."""
         python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else os.path.realpath(sys.executable)
         return f"exec {shlex.quote(python)} -I -S {shlex.quote(str(GUEST_RDS))} {arguments}"
+
+    def python_command(self, *arguments: object) -> str:
+        """The shell command that runs this very Python, with the rdsx that this process has."""
+        checkout = Path(rdsx.__file__).parent.parent
+        return shlex.join(["env", f"PYTHONPATH={checkout}", sys.executable, "-P", *map(str, arguments)])
 
     # -- faults
 

@@ -103,6 +103,12 @@ def test_policies_and_holders_know_no_world() -> None:
             assert [found for found in imports(path) if any(is_inside(found, module) for module in IMPURE)] == []
 
 
+def test_the_kernels_stack_does_not_know_ours() -> None:
+    ours = ("_fast", "_stream", "driver", "engine_socket", "supervisor", "transports", "cli", "calls")
+    engine = ("engine.connection", "engine.states", "engine.reconnect")  # not its events: they are of the face
+    assert broken("kernel", {f"rdsx.{name}" for name in ours + engine}) == []
+
+
 def test_transports_do_not_know_the_engine() -> None:
     assert broken("transports", {"rdsx.engine", "rdsx.node", "rdsx.sockets", "rdsx.supervisor", "rdsx.cli", "rdsx.calls"}) == []
 
