@@ -121,7 +121,7 @@ class Node:
         """A channel of what happens to peers from now on; close it when done, or use it in `with`.
 
         A subscriber that is more than `buffer` events behind misses the newest ones, counted in `statistics().missed_events`. The
-        channel ends when the node closes.
+        channel ends when the node closes. UnsupportedError on the kernel's stack.
         """
         return self._stack.subscribe(buffer)
 
@@ -130,6 +130,7 @@ class Node:
 
         They are re-established as after any loss, and everything unacknowledged is resent. To an rdsx peer a connection is reset at
         once. A kernel has forgotten what its TCP has had acknowledged, so towards it we half-close and first read what is there.
+        UnsupportedError on the kernel's stack.
         """
         return self._stack.reset_connection(parse_host(peer).key)
 

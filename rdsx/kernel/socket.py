@@ -1,8 +1,7 @@
 """KernelSocket: an RdsSocket on one AF_RDS socket.
 
 Every call is one system call that does not wait, and a wait where the kernel says it would have to. Python runs for each message here;
-the kernel's own cost of a message is higher still. Invariants: at most one task waits for the descriptor in each direction, which is
-all that trio allows, and the others behind a lock; a notification that came with a call of no use for it is kept for recvmsg().
+the kernel's own cost of a message is higher still. Invariant: a notification that a call has no use for is kept for recvmsg().
 """
 
 from __future__ import annotations
@@ -62,6 +61,33 @@ Controls = Sequence[tuple[int, int, "Buffer"]]
 T = TypeVar("T")
 
 
+class Turns:
+    """Lets any number of tasks wait for a descriptor, which trio allows to one: it waits, and when it returns all look again."""
+
+    def __init__(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        self._wait = wait
+        self._turn = trio.Lock()
+        self._returns = 0
+        self._scope: trio.CancelScope | None = None
+
+    async def wait(self, sock: socket.socket) -> None:
+        """Until `sock` is ready, or was since this was called. `trio.ClosedResourceError` if it is closed meanwhile."""
+        seen = self._returns
+        async with self._turn:
+            if self._returns != seen:
+                return
+            if sock.fileno() < 0:
+                raise trio.ClosedResourceError("this RDS socket was closed")
+            with trio.CancelScope() as self._scope:
+                await self._wait(sock)
+            self._returns += 1
+
+    def poke(self) -> None:
+        """Something came by another way: all look again."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+
 class KernelSocket(RdsSocket):
     """Made by `KernelStack.socket()`."""
 
@@ -69,8 +95,7 @@ class KernelSocket(RdsSocket):
         super().__init__(stack)
         self._kernel = stack
         self._sock = sock
-        self._sending = trio.Lock()
-        self._receiving = trio.Lock()
+        self._reader, self._writer = Turns(trio.lowlevel.wait_readable), Turns(trio.lowlevel.wait_writable)
         self._send_timeout_s = self._receive_timeout_s = float("inf")
         self._notifications: deque[ControlMessage] = deque()
         self._congested: dict[tuple[str, int], int] = {}  # destination -> maps received when a send to it was refused
@@ -176,7 +201,7 @@ class KernelSocket(RdsSocket):
                 await self._wait_uncongested(where)
             except trio.WouldBlock:
                 with time_limit(self._send_timeout_s):
-                    await self._wait_ready(self._sending, trio.lowlevel.wait_writable)
+                    await self._writer.wait(self._sock)
 
     def _send_now(self, pieces: Pieces, control: Controls, flags: int, where: tuple[Host, int], address: SockAddr) -> int:
         """One message, in one system call or not at all. `trio.WouldBlock` for a full send queue, otherwise OSError as of sendto()."""
@@ -227,7 +252,7 @@ class KernelSocket(RdsSocket):
         address = self._destination() if address is None else address
         self._check_bound()
         await self._wait_uncongested(await resolved(address))
-        await self._wait_ready(self._sending, trio.lowlevel.wait_writable)
+        await self._writer.wait(self._sock)
         self._check_open()
 
     async def flush(self, address: SockAddr | None = None) -> None:
@@ -296,11 +321,7 @@ class KernelSocket(RdsSocket):
         if bufsize is not None:
             check_size("bufsize", bufsize)
         check_size("ancbufsize", ancbufsize)
-        self._check_open()
-        if self._notifications and not flags & (MSG_OOB | MSG_ERRQUEUE):
-            control, msg_flags = fit([self._notifications.popleft()], ancbufsize)
-            return b"", control, msg_flags, None
-        return await self._receive(lambda: self._take_message(bufsize, ancbufsize, flags), flags)
+        return await self._receive(lambda: self._take_any(bufsize, ancbufsize, flags), flags)
 
     async def _receive(self, take: Callable[[], T], flags: int = 0) -> T:
         """What `take` returns, once it does not raise BlockingIOError; with MSG_DONTWAIT or MSG_ERRQUEUE in `flags` that is raised."""
@@ -312,7 +333,7 @@ class KernelSocket(RdsSocket):
                 if flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
                     raise
             with time_limit(self._receive_timeout_s):
-                await self._wait_ready(self._receiving, trio.lowlevel.wait_readable)
+                await self._reader.wait(self._sock)
 
     def _take_message(
         self, bufsize: int | None, ancbufsize: int, flags: int = 0
@@ -336,9 +357,29 @@ class KernelSocket(RdsSocket):
         """The next datagram. Notifications before it, or with it, are kept for recvmsg()."""
         while True:
             data, control, _, address = self._take_message(bufsize, CONTROL_BYTES, flags)
-            self._notifications.extend(one for one in control if one[0] == c.SOL_RDS and one[1] in NOTIFICATIONS)
+            self._keep_notifications(control)
             if address is not None:
                 return data, address
+
+    def _take_any(self, bufsize: int | None, ancbufsize: int, flags: int) -> tuple[bytes, list[ControlMessage], int, SockAddr | None]:
+        """A notification that was kept, or what the kernel has."""
+        self._check_open()
+        if not self._notifications:
+            try:
+                return self._take_message(bufsize, ancbufsize, flags)
+            except BlockingIOError:
+                if not self._lent:
+                    raise
+            # A completion for which there is too little room makes the descriptor readable for ever: it is taken with room, and kept.
+            self._keep_notifications(self._take_message(0, CONTROL_BYTES, MSG_PEEK)[1])
+        control, msg_flags = fit([self._notifications.popleft()], ancbufsize)
+        return b"", control, msg_flags, None
+
+    def _keep_notifications(self, control: list[ControlMessage]) -> None:
+        kept = [one for one in control if one[0] == c.SOL_RDS and one[1] in NOTIFICATIONS]
+        if kept:
+            self._notifications.extend(kept)
+            self._reader.poke()
 
     def _take_many(self, limit: int) -> list[tuple[bytes, SockAddr]]:
         taken = [self._take(None)]
@@ -348,12 +389,6 @@ class KernelSocket(RdsSocket):
         return taken
 
     # -- waiting
-
-    async def _wait_ready(self, turn: trio.Lock, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        """Wait until the descriptor is ready, or was: who comes behind another looks for himself."""
-        async with turn:
-            self._check_open()
-            await wait(self._sock)
 
     async def _wait_uncongested(self, where: tuple[Host, int]) -> None:
         """If a send there was refused: wait for a congestion map to come, from whomever. The kernel does not say which port it frees."""

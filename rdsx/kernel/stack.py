@@ -71,7 +71,8 @@ class KernelStack(Stack[KernelSocket]):
     @property
     def asker(self) -> stdlib_socket.socket:
         """A socket that nothing is sent from or to, to ask by."""
-        assert self._asker is not None
+        if self.closed or self._asker is None:
+            raise trio.ClosedResourceError("this node was closed: the kernel is asked through it no more")
         return self._asker
 
     def congestion_updates(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -224,6 +225,47 @@ async def test_news_is_for_recvmsg_only(stack: str) -> None:
         assert await left.recv() == b"x"
         (update,) = ancillary.parse((await left.recvmsg(None, 24, socket.MSG_DONTWAIT))[1])
         assert update == ancillary.CongUpdate(1 << (right.getsockname()[1] % 64))
+
+
+@every_stack
+async def test_news_goes_past_a_task_that_waits_for_datagrams(stack: str) -> None:
+    async with pair(stack) as two, trio.open_nursery() as nursery:
+        left, right = await small(two)
+        left.setsockopt(rdsx.SOL_RDS, rdsx.RDS_CONG_MONITOR, 1)
+        got: list[Any] = []
+
+        async def collect(name: str, *arguments: Any) -> None:
+            got.append((name, await getattr(left, name)(*arguments)))
+
+        nursery.start_soon(collect, "recv")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(collect, "recvmsg", None, 24)
+        await trio.testing.wait_all_tasks_blocked()
+        await freed(left, right)
+        await eventually(lambda: got)
+        await left.sendto(b"x", left.getsockname())
+        await eventually(lambda: len(got) == 2)
+        assert [name for name, _ in got] == ["recvmsg", "recv"]
+        assert (len(got[0][1][1]), got[1][1]) == (1, b"x")
+
+
+@every_stack
+async def test_news_goes_past_calls_that_do_not_wait(stack: str) -> None:
+    async with pair(stack) as two, trio.open_nursery() as nursery:
+        left, right = await small(two)
+        left.setsockopt(rdsx.SOL_RDS, rdsx.RDS_CONG_MONITOR, 1)
+        got: list[Any] = []
+
+        async def collect() -> None:
+            got.append(await left.recvmsg(None, 24))
+
+        nursery.start_soon(collect)
+        await trio.testing.wait_all_tasks_blocked()
+        await freed(left, right)
+        with contextlib.suppress(trio.WouldBlock):
+            left.recv_nowait()
+        await eventually(lambda: got)
+        assert [len(ancdata) for _, ancdata, _, _ in got] == [1]
 
 
 @every_stack

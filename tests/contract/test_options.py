@@ -311,6 +311,8 @@ async def test_zerocopy(stack: str) -> None:
         assert await right.recv() == data
         got, ancdata, _, address = await left.recvmsg(None, 100)
         assert (got, address, ancillary.parse(ancdata)) == (b"", None, [ancillary.ZcopyCompletion((7,))])
+        assert await left.sendmsg([data], cookie, flag, there) == len(data)
+        assert await left.recvmsg(None, 0) == (b"", [], socket.MSG_CTRUNC, None)  # no room: lost, and nobody spins
 
 
 @every_stack
