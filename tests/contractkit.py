@@ -113,6 +113,15 @@ async def kernel_node(host: str, config: rdsx.NodeConfig) -> AsyncIterator[Any]:
         await manager.__aexit__(None, None, None)
 
 
+@contextlib.asynccontextmanager
+async def third_node(stack: str, two: Pair) -> AsyncIterator[rdsx.Node]:
+    """Another node that reaches the pair's right one; with a kernel on the left one's address, which nodes can share there."""
+    config = replace(two.left.config, close_drain_s=5.0)
+    opened = kernel_node(LEFT, config) if is_kernel(stack) else rdsx.open_node("127.0.0.3", config=config)
+    async with opened as node:
+        yield node
+
+
 class Elsewhere:
     """A node whose sockets are made in another namespace."""
 

@@ -13,7 +13,7 @@ import trio.testing
 
 import rdsx
 from apikit import MIB, bound
-from contractkit import LEFT, NOBODY, RIGHT, arrived, departs, eventually, every_stack, next_port, pair, with_a_wire
+from contractkit import LEFT, NOBODY, RIGHT, arrived, departs, eventually, every_stack, next_port, pair, third_node, with_a_wire
 
 SOL_SOCKET, SO_SNDBUF = socket.SOL_SOCKET, socket.SO_SNDBUF
 SIZES = [0, 1, 2, 47, 48, 49, 4095, 4096, 4097, 65535, 65536, 106496, MIB - 1, MIB]
@@ -481,3 +481,17 @@ async def test_full_send_queue(stack: str) -> None:
         await eventually(lambda: sorted(done) == ["sendmmsg", "sendto", "wait_writable"])
         assert sock.statistics().unacknowledged_messages == 3
         assert sock.cancel_sent_to(far) == 3
+
+
+@with_a_wire
+async def test_leaving_the_node_delivers_what_was_sent(stack: str) -> None:
+    """Sockets that are open when the block ends have what they sent acknowledged first."""
+    async with pair(stack) as two:
+        right = await two.right_socket()
+        async with third_node(stack, two) as third:
+            sock = await third.bind(next_port())
+            await sock.sendto(b"hello", right.getsockname())
+            assert await right.recv() == b"hello"
+            await sock.sendmmsg([(bytes(1000), right.getsockname())] * 50)
+        await arrived(right, 50)
+        assert right.statistics().queued_messages == 50
