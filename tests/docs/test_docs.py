@@ -24,6 +24,7 @@ import pytest
 import contractkit
 import rdsx
 import rdsx.testing
+import rdsx.transports.capture
 from apikit import free_tcp_port
 from rdsx import ancillary, constants
 from rdsx._fast import COUNTER_NAMES
@@ -158,6 +159,19 @@ def test_programs_in_the_testing_page_run(tmp_path: Path) -> None:
         assert run_python(tmp_path, f"program{number}.py") == ""
 
 
+def test_the_capture_in_the_debugging_page_runs(tmp_path: Path) -> None:
+    program = blocks(DOCS / "debugging.md", "python")[-1].replace("NodeConfig()", f"NodeConfig(port={free_tcp_port()})")
+    (tmp_path / "program.py").write_text(program)
+    assert run_python(tmp_path, "program.py") == ""
+    assert (tmp_path / "links.pcapng").read_bytes()[:4] == b"\n\r\r\n"
+
+
+def test_the_arguments_of_a_capture_are_complete() -> None:
+    parameters = list(inspect.signature(rdsx.transports.capture.CaptureNetwork).parameters.values())[2:]
+    expected = {f"{each.name}={'time.time' if each.default is time.time else each.default}" for each in parameters}
+    assert set(first_cells(section(DOCS / "debugging.md", "Captures"))) == expected
+
+
 def test_the_state_diagram_is_the_codes() -> None:
     match = re.search(r"<!-- begin states -->\n```mermaid\n(.*?)\n```\n<!-- end states -->", (DOCS / "protocol.md").read_text(), re.DOTALL)
     assert match
@@ -236,7 +250,7 @@ def test_public_names_are_complete() -> None:
     assert signature("open_node", rdsx.open_node, is_method=False) in quoted(section(API, "`rdsx`"))
 
 
-@pytest.mark.parametrize("module", [rdsx.errors, ancillary, rdsx.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [rdsx.errors, ancillary, rdsx.testing, rdsx.transports.capture], ids=lambda module: module.__name__)
 def test_public_modules_are_complete(module: ModuleType) -> None:
     assert set(first_cells(section(API, f"`{module.__name__}`"))) == set(module.__all__)
 
