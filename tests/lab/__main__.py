@@ -35,6 +35,9 @@ def main() -> int:
     run = verbs.add_parser("run", parents=[booting], help="run one command in a new guest, with its output and exit status")
     run.add_argument("--timeout", type=float, default=600.0, metavar="S", help="then end it with status 124 (default: %(default)s)")
     run.add_argument("command", nargs="+", metavar="CMD", help="after --; one word is given to bash as it is")
+    record = verbs.add_parser("record", parents=[common], help="record cases of rdsx against a kernel into tests/data")
+    record.add_argument("--revision", help="what to call the rdsx that was recorded (default: the checkout's commit)")
+    record.add_argument("cases", nargs="*", metavar="CASE", help="default: all of tests/lab/record.py")
     arguments = parser.parse_args()
     try:
         return VERBS[arguments.verb](arguments)
@@ -93,6 +96,13 @@ async def run_in_guest(arguments: argparse.Namespace, command: str) -> int:
         return status
 
 
+def record(arguments: argparse.Namespace) -> int:
+    from . import record as recorder  # not above: the other verbs need no rdsx
+
+    kernels.prepare(arguments.kernel)
+    return trio.run(recorder.record, arguments)
+
+
 def shell(arguments: argparse.Namespace) -> int:
     kernels.prepare(arguments.kernel)
     return trio.run(partial(shell_in_guest, arguments))
@@ -111,7 +121,7 @@ def modules(arguments: argparse.Namespace) -> list[str]:
     return [name for name in arguments.modules.split(",") if name]
 
 
-VERBS = {"prepare": prepare, "check": check, "run": run, "shell": shell}
+VERBS = {"prepare": prepare, "check": check, "run": run, "record": record, "shell": shell}
 
 if __name__ == "__main__":
     sys.exit(main())

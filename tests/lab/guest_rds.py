@@ -158,7 +158,9 @@ def drain(sock: socket.socket, limit_s: float) -> bool:
     port = sock.getsockname()[1]
     deadline_s = time.monotonic() + limit_s
     while True:
-        queued = [queued_from(sock, page, port) for page in (RDS_INFO_SEND_MESSAGES, RDS_INFO_RETRANS_MESSAGES)]
+        # A connection that is lost moves messages back from the second page to the first, between two looks.
+        pages = (RDS_INFO_SEND_MESSAGES, RDS_INFO_RETRANS_MESSAGES, RDS_INFO_SEND_MESSAGES)
+        queued = [queued_from(sock, page, port) for page in pages]
         if not any(queued):
             return True
         if time.monotonic() > deadline_s:

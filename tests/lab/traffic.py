@@ -11,13 +11,16 @@ from collections.abc import Iterator
 
 __all__ = ["digest", "digests", "messages"]
 
+PERIOD_BYTES = 4093  # contents repeat, so that captures of them are small; a prime, so that nothing lost or moved goes unseen
+
 
 def messages(seed: int, count: int, low: int, high: int) -> Iterator[bytes]:
     """`count` messages of `low` to `high` bytes, small ones as frequent as large ones."""
     source = random.Random(seed)
     for _ in range(count):
         size = round((low + 1) * ((high + 1) / (low + 1)) ** source.random()) - 1
-        yield source.randbytes(size)
+        block = source.randbytes(min(size, PERIOD_BYTES))
+        yield (block * (size // PERIOD_BYTES + 1))[:size]
 
 
 def digest(message: bytes) -> str:
