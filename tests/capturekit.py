@@ -38,11 +38,13 @@ class Stream:
     source: tuple[str, int]
     data: bytearray = field(default_factory=bytearray)
     segments: list[int] = field(default_factory=list)  # where in `data` each segment ends, in order
+    heard: list[int] = field(default_factory=list)  # ... and how many bytes of the other direction had passed by then
     ends: list[int] = field(default_factory=list)  # FIN, RST
     next_sequence: int | None = None
+    acknowledged: int = 0  # the last number that the other end has acknowledged
     waiting: dict[int, bytes] = field(default_factory=dict)  # segments that came before their turn
 
-    def take(self, packet: Packet) -> None:
+    def take(self, packet: Packet, heard: int) -> None:
         """Add a segment's bytes, once and in order."""
         at = packet.sequence
         if packet.flags & SYN:
@@ -62,6 +64,7 @@ class Stream:
             if new:
                 self.data += new
                 self.segments.append(len(self.data))
+                self.heard.append(heard)
                 self.next_sequence = (self.next_sequence + len(new)) % 2**32  # type: ignore[operator]
 
 
@@ -80,7 +83,7 @@ class Conversation:
 
 
 def conversations(packets: list[Packet]) -> list[Conversation]:
-    """The connections in a capture, in the order in which they were dialled; every byte of them must be there."""
+    """The connections in a capture, in the order in which they were dialled; every byte that anybody could read must be there."""
     found: list[Conversation] = []
     current: dict[frozenset[tuple[str, int]], Conversation] = {}
     for packet in packets:
@@ -92,11 +95,16 @@ def conversations(packets: list[Packet]) -> list[Conversation]:
                 found.append(current[key])
         conversation = current.get(key)
         assert conversation is not None, f"{packet.source} - {packet.target}: the capture has not the begin of this connection"
-        stream = conversation.dialler if packet.source == conversation.dialler.source else conversation.listener
-        stream.take(packet)
+        is_dialler = packet.source == conversation.dialler.source
+        stream, other = (conversation.dialler, conversation.listener)[:: 1 if is_dialler else -1]
+        stream.take(packet, len(other.data))
+        if packet.flags & ACK:
+            other.acknowledged = packet.acknowledged
     for conversation in found:
         for stream in (conversation.dialler, conversation.listener):
-            assert not stream.waiting, f"{stream.source}: the capture has a hole behind byte {len(stream.data)}"
+            # What is behind a hole never came to be read if the other end has not acknowledged the hole: then the stream ends there.
+            missing = (stream.acknowledged - (stream.next_sequence or 0)) % 2**32 if stream.waiting else 0
+            assert not 0 < missing < 2**31, f"{stream.source}: the capture has a hole behind byte {len(stream.data)}"
     return found
 
 
@@ -194,7 +202,7 @@ def read_ip(packet: bytes, time_us: int, missing: int = 0, details: dict[str, ob
 
 def internet_sum(data: bytes) -> int:
     """The sum of 16-bit words in ones' complement."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total >> 16) + (total & 0xFFFF)
     return total
