@@ -174,7 +174,7 @@ def frames(data: bytes) -> list[Frame]:
 
 def frame_at(data: bytes, start: int, end: int) -> Frame:
     fields: tuple[Any, ...] = HEADER.unpack_from(data, start)
-    return Frame(*fields, payload=data[start + HEADER_BYTES : end])
+    return Frame(*fields, data[start + HEADER_BYTES : end])
 
 
 def payload_digests(entries: Iterable[dict[str, Any]]) -> list[str]:
@@ -424,7 +424,6 @@ class Account:
     data: dict[int, list[Frame]] = field(default_factory=dict)  # by port, answers to pings among them
     pings: list[Frame] = field(default_factory=list)
     probes: list[Frame] = field(default_factory=list)
-    probe_pongs: int = 0
 
 
 def account_of(life: Life) -> Account:
@@ -440,9 +439,7 @@ def account_of(life: Life) -> Account:
         expected = frame.sequence + 1
         if frame.dport == PING_PORT:
             (account.probes if frame.sport == PROBE_PORT else account.pings).append(frame)
-        elif frame.is_probe_pong:
-            account.probe_pongs += 1
-        else:
+        elif not frame.is_probe_pong:
             account.data.setdefault(frame.dport, []).append(frame)
     return account
 
