@@ -231,7 +231,7 @@ class End:
         """Record the first `count` bytes of the buffers."""
         if not self._file.is_recording:
             return
-        data = memoryview(b"".join(buffers))[:count]
+        data = memoryview(b"".join(leading(buffers, count)))
         now_us = self._file.now_us()
         blocks = []
         for start, end, is_whole in self._messages(data):
@@ -289,6 +289,16 @@ class End:
         kept = packet[: self._file.snaplen]
         body = struct.pack("=5I", self._interface, *halves(now_us), len(kept), len(packet)) + padded(kept)
         return block(PACKET, body, (EPB_FLAGS, struct.pack("=I", self._direction)), (OPT_COMMENT, comment.encode()))
+
+
+def leading(buffers: Sequence[Buffer], count: int) -> Iterator[memoryview]:
+    """The first `count` bytes of the buffers, which may have room for many more."""
+    for buffer in buffers:
+        if count == 0:
+            break
+        view = memoryview(buffer)[:count]
+        count -= len(view)
+        yield view
 
 
 def checksum(data: bytes) -> int:
