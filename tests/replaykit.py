@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import gzip
 import itertools
 import json
@@ -116,18 +115,12 @@ def names() -> list[str]:
     return sorted(str(path.relative_to(DATA)).removesuffix(".pcap.gz") for path in DATA.glob("*/*.pcap.gz"))
 
 
-@functools.cache
-def provenance(series: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DATA / series / "provenance.json").read_text())
-    return found
-
-
-def load(name: str) -> Case:
+def load(name: str, folder: Path = DATA) -> Case:
     """Read a capture anew: what is changed in it stays with the caller."""
     series, title = name.split("/")
-    facts = provenance(series)[title]
+    facts = json.loads((folder / series / "provenance.json").read_text())[title]
     kernel, rdsx = facts["kernel_address"], facts["rdsx_address"]
-    packets = read_pcap(gzip.decompress((DATA / f"{name}.pcap.gz").read_bytes()))
+    packets = read_pcap(gzip.decompress((folder / f"{name}.pcap.gz").read_bytes()))
     case = Case(name, kernel, rdsx, [])
     waiting: list[Connection] = []  # on which rdsx said nothing: of the next life that is heard
     generation = None
