@@ -194,13 +194,18 @@ class KernelSocket(RdsSocket):
         self._check_bound()
         where = await resolved(address)
         while True:
-            self._check_open()
             try:
-                return self._send_now(pieces, control, flags, where, address)
+                return await self._send_when_room(pieces, control, flags, where, address)
             except CongestedError:
                 await self._wait_uncongested(where)
-            except trio.WouldBlock:
-                with time_limit(self._send_timeout_s):
+
+    async def _send_when_room(self, pieces: Pieces, control: Controls, flags: int, where: tuple[Host, int], address: SockAddr) -> int:
+        with time_limit(self._send_timeout_s):
+            while True:
+                self._check_open()
+                try:
+                    return self._send_now(pieces, control, flags, where, address)
+                except trio.WouldBlock:
                     await self._writer.wait(self._sock)
 
     def _send_now(self, pieces: Pieces, control: Controls, flags: int, where: tuple[Host, int], address: SockAddr) -> int:
@@ -325,14 +330,14 @@ class KernelSocket(RdsSocket):
 
     async def _receive(self, take: Callable[[], T], flags: int = 0) -> T:
         """What `take` returns, once it does not raise BlockingIOError; with MSG_DONTWAIT or MSG_ERRQUEUE in `flags` that is raised."""
-        while True:
-            self._check_open()
-            try:
-                return take()
-            except BlockingIOError:
-                if flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
-                    raise
-            with time_limit(self._receive_timeout_s):
+        with time_limit(self._receive_timeout_s):
+            while True:
+                self._check_open()
+                try:
+                    return take()
+                except BlockingIOError:
+                    if flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
+                        raise
                 await self._reader.wait(self._sock)
 
     def _take_message(
