@@ -38,8 +38,21 @@ SOL_SOCKET = stdlib_socket.SOL_SOCKET
 SENT, CONGESTED, FULL, TOO_LONG, NO_ROUTE = range(5)  # codes of Endpoint.submit
 
 
+class Waiting:
+    """Where the tasks of one socket wait: for messages, for room and acknowledgements, and for congestion to end elsewhere."""
+
+    __slots__ = ("congested", "receivers", "senders")
+
+    def __init__(self) -> None:
+        self.receivers = trio.lowlevel.ParkingLot()
+        self.senders = trio.lowlevel.ParkingLot()
+        self.congested: Counter[trio.lowlevel.ParkingLot] = Counter()  # the driver's lots, and how many of our tasks are in each
+
+
 class EngineSocket(RdsSocket):
-    """Made by `Driver.socket()`."""
+    """Made by `Driver.socket()`. What only waiting needs is made when somebody waits: an idle socket takes less than 1 KiB."""
+
+    __slots__ = ("_core", "_driver", "_endpoint", "_waiting", "options")
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
@@ -47,9 +60,7 @@ class EngineSocket(RdsSocket):
         self._core = driver.core
         self._endpoint: Endpoint = Endpoint(driver.config.send_buffer_bytes, driver.config.receive_buffer_bytes)
         self._endpoint.owner = self
-        self._receivers = trio.lowlevel.ParkingLot()
-        self._senders = trio.lowlevel.ParkingLot()
-        self._congested_lots: Counter[trio.lowlevel.ParkingLot] = Counter()
+        self._waiting: Waiting | None = None
         self.options: options.SocketOptions = options.SocketOptions()
 
     def _bind(self, host: Host, port: int, address: SockAddr) -> int:
@@ -305,10 +316,9 @@ class EngineSocket(RdsSocket):
         self._closed = True
         self._endpoint.close()
         self._endpoint.owner = None
-        self._receivers.unpark_all()
-        self._senders.unpark_all()
-        for lot in self._congested_lots:
-            lot.unpark_all()
+        if self._waiting is not None:
+            for lot in (self._waiting.receivers, self._waiting.senders, *self._waiting.congested):
+                lot.unpark_all()
         self._driver.forget_socket(self)
         self._driver.attend()
 
@@ -381,49 +391,58 @@ class EngineSocket(RdsSocket):
         if self._core.attention:
             self._driver.attend()
 
-    async def _park_sender(self) -> None:
-        self._endpoint.send_waiting = True
-        try:
-            await self._senders.park()
-        finally:
-            self._endpoint.send_waiting = len(self._senders) > 0
+    @property
+    def _lots(self) -> Waiting:
+        """Where to wait; made now if nobody has waited yet."""
+        if self._waiting is None:
+            self._waiting = Waiting()
+        return self._waiting
 
-    async def _park_congested(self, path: Path, port: int) -> None:
-        """Park until the port at the other end may be free, or this socket is closed."""
-        lot = self._driver.congestion_lot(path, port)
-        self._congested_lots[lot] += 1
+    async def _park_sender(self) -> None:
+        lot = self._lots.senders
+        self._endpoint.send_waiting = True
         try:
             await lot.park()
         finally:
-            self._congested_lots[lot] -= 1
-            if not self._congested_lots[lot]:
-                del self._congested_lots[lot]
+            self._endpoint.send_waiting = len(lot) > 0
+
+    async def _park_congested(self, path: Path, port: int) -> None:
+        """Park until the port at the other end may be free, or this socket is closed."""
+        lot, lots = self._driver.congestion_lot(path, port), self._lots.congested
+        lots[lot] += 1
+        try:
+            await lot.park()
+        finally:
+            lots[lot] -= 1
+            if not lots[lot]:
+                del lots[lot]
 
     async def _wait_receivable(self, *, notifications: bool = False) -> None:
         """Park until there is a message to receive, or (if asked for) a notification."""
-        endpoint = self._endpoint
+        endpoint, lot = self._endpoint, self._lots.receivers
         with options.time_limit(self.options.receive_timeout_s):
             while not (endpoint.queued or (notifications and endpoint.monitor_pending)):
                 self._check_open()
                 endpoint.receive_waiting = True
                 try:
-                    await self._receivers.park()
+                    await lot.park()
                 finally:
-                    endpoint.receive_waiting = len(self._receivers) > 0
+                    endpoint.receive_waiting = len(lot) > 0
 
     def _wake(self) -> None:
         """The endpoint's state changed: let waiters look again."""
-        if self._endpoint.queued or self._endpoint.monitor_pending:
-            self._receivers.unpark_all()
-        self._senders.unpark_all()
+        if self._waiting is not None:
+            if self._endpoint.queued or self._endpoint.monitor_pending:
+                self._waiting.receivers.unpark_all()
+            self._waiting.senders.unpark_all()
 
     def _congestion_freed(self, freed: int) -> None:
         """Ports (mod 64) that may be free again, somewhere."""
         endpoint = self._endpoint
         endpoint.monitor_pending |= endpoint.monitor_wanted & freed
         endpoint.monitor_wanted &= ~freed & (2**64 - 1)
-        if endpoint.monitor_pending:
-            self._receivers.unpark_all()
+        if endpoint.monitor_pending and self._waiting is not None:
+            self._waiting.receivers.unpark_all()
 
     def _set_monitored(self, on: bool) -> None:
         self._endpoint.monitored = on
@@ -434,4 +453,5 @@ class EngineSocket(RdsSocket):
             self._endpoint.monitor_wanted = self._endpoint.monitor_pending = 0
 
     def _raised_send_limit(self) -> None:
-        self._senders.unpark_all()
+        if self._waiting is not None:
+            self._waiting.senders.unpark_all()

@@ -36,6 +36,8 @@ class RdsSocket(ABC):
     `trio.ClosedResourceError`, in waiting tasks too; `async for` ends.
     """
 
+    __slots__ = ("__weakref__", "_closed", "_host", "_pace", "_peer_address", "_port", "_stack")
+
     def __init__(self, stack: Stack[Any]) -> None:
         self._stack = stack
         self._pace = stack.pace

@@ -159,12 +159,16 @@ def accounts(sock: rdsx.RdsSocket) -> Accounts:
     return Accounts(sock.statistics(), sock._driver.statistics().queued_bytes, sock._host, sock._peer_address)
 
 
+def waits(sock: rdsx.RdsSocket) -> bool:
+    """Whether a task is parked on it."""
+    waiting = sock._waiting
+    return waiting is not None and bool(waiting.receivers or waiting.senders or +waiting.congested)
+
+
 def assert_nobody_waits(sock: rdsx.RdsSocket) -> None:
     """No task is parked, and the hot path does not believe that one is."""
-    assert not sock._receivers
-    assert not sock._senders
+    assert not waits(sock)
     assert not any(lot for lots in sock._driver._congested.values() for lot in lots.values())
-    assert not +sock._congested_lots
     assert not sock._endpoint.receive_waiting
     assert not sock._endpoint.send_waiting
 

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 import trio
 
 import rdsx
+from apikit import waits
 from rdsx.testing import Faults, VirtualNetwork, run
 
 TAG = struct.Struct(">III")  # sender's uid, sequence in its flow, length
@@ -292,7 +293,7 @@ class Cluster:
                     await trio.sleep(1)
             if deadline.cancelled_caught:
                 stuck = [
-                    f"{life.host}:{port} lot: {len(sock._senders)} {sock._congested_lots} {sock.statistics()}"
+                    f"{life.host}:{port} waiting: {waits(sock)} {sock.statistics()}"
                     for life in self.alive()
                     for port, sock in life.socks.items()
                 ]

@@ -91,6 +91,20 @@ class Turns:
 class KernelSocket(RdsSocket):
     """Made by `KernelStack.socket()`."""
 
+    __slots__ = (
+        "_congested",
+        "_kernel",
+        "_lent",
+        "_notifications",
+        "_reader",
+        "_receive_timeout_s",
+        "_received_messages",
+        "_send_timeout_s",
+        "_sent_messages",
+        "_sock",
+        "_writer",
+    )
+
     def __init__(self, stack: KernelStack, sock: socket.socket) -> None:
         super().__init__(stack)
         self._kernel = stack
