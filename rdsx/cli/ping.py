@@ -11,6 +11,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import click
 import trio
@@ -23,6 +24,7 @@ from rdsx.cli.running import Interrupt, explain_bind_error, print_json, run
 
 __all__ = ["command"]
 
+TransportName = Literal["tcp", "kernel"]
 SOCKETS = 8
 PING_PORT = 0
 DEFAULT_PORT = 16385
@@ -38,20 +40,30 @@ STATUS_NO_ANSWER = 1
               help="Time between pings in seconds, or with ms or us.")  # fmt: skip
 @click.option("-I", "--local", "local", metavar="ADDRESS", default=None, help="Local address. Default: what the routes choose.")
 @click.option("-Q", "--tos", type=click.IntRange(0, 255), default=0, show_default=True, help="Type of service; TCP has only 0.")
-@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="TCP port of the nodes.")
+@click.option("--transport", type=click.Choice(["tcp", "kernel"]), default="tcp", show_default=True,
+              help="tcp: a node of rdsx; kernel: this machine's own RDS.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="TCP port of the nodes, for tcp.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines; the last line is the summary.")
 @click.pass_context
 def command(
-    ctx: click.Context, host: str, count: int | None, interval_s: float, local: str | None, tos: int, port: int, as_json: bool
+    ctx: click.Context,
+    host: str,
+    count: int | None,
+    interval_s: float,
+    local: str | None,
+    tos: int,
+    transport: TransportName,
+    port: int,
+    as_json: bool,
 ) -> None:
     """Measure round-trip times to the node at HOST.
 
     Ends when COUNT answers have come, one interval after the last ping, or at Ctrl-C. Exit status 0 if anything was received, else 1.
     """
-    if tos:
+    if tos and transport == "tcp":
         raise click.BadParameter(f"{tos}: RDS over TCP does not carry a type of service; leave it out", ctx, param_hint="'-Q'")
     tally = Tally(print_answer_json if as_json else print_answer)
-    run(_run, host, local, port, count, interval_s, tally)
+    run(_run, host, local, transport, port, count, interval_s, tos, tally)
     if as_json:
         print_json(event="summary", **tally.summary())
     else:
@@ -132,10 +144,11 @@ class Tally:
 class PingSocket:
     """One of the sockets that take turns. `send` gives it a ping, a task of its own waits for the answer."""
 
-    def __init__(self, node: rdsx.Node, local: str, target: str, tally: Tally, answered: Callable[[], None]) -> None:
+    def __init__(self, node: rdsx.Node, local: str, target: str, tos: int, tally: Tally, answered: Callable[[], None]) -> None:
         self._node = node
         self._local = local
         self._target = target
+        self._tos = tos
         self._tally = tally
         self._answered = answered
         self._scope = trio.CancelScope()
@@ -159,6 +172,8 @@ class PingSocket:
             if self._sock is None:
                 self._sock = self._node.socket()
                 await self._sock.bind((self._local, 0))
+                if self._tos:
+                    self._sock.set_tos(self._tos)
                 self._scope = trio.CancelScope()
                 tasks.start_soon(self._receive, self._sock, self._scope)
             self._sent_ns = time.monotonic_ns()
@@ -190,16 +205,20 @@ class PingSocket:
                 self._answered()
 
 
-async def _run(host: str, local: str | None, port: int, count: int | None, interval_s: float, tally: Tally) -> None:
+async def _run(
+    host: str, local: str | None, transport: TransportName, port: int, count: int | None, interval_s: float, tos: int, tally: Tally
+) -> None:
     interrupt = Interrupt()
     async with interrupt.ends_block():
         source, target = await _addresses(host, local)
         try:
             with trio.CancelScope() as scope:
-                async with rdsx.open_node(source, config=rdsx.NodeConfig(port=port)) as node:
-                    await _ping(node, source, target, count, interval_s, tally)
+                async with rdsx.open_node(source, transport=transport, config=rdsx.NodeConfig(port=port)) as node:
+                    await _ping(node, source, target, tos, count, interval_s, tally)
                     scope.deadline = trio.current_time() + CLOSE_S
         except OSError as error:
+            if transport == "kernel":
+                raise
             remedy = f"stop that program, or ping from another local address with -I (the peer's port must be {port} too)"
             raise explain_bind_error(error, source, port, remedy) from error
 
@@ -213,14 +232,14 @@ async def _addresses(host: str, local: str | None) -> tuple[str, str]:
     return source, await resolve_host(host, socket.AF_INET6 if ":" in source else socket.AF_INET)
 
 
-async def _ping(node: rdsx.Node, source: str, target: str, count: int | None, interval_s: float, tally: Tally) -> None:
+async def _ping(node: rdsx.Node, source: str, target: str, tos: int, count: int | None, interval_s: float, tally: Tally) -> None:
     async with trio.open_nursery() as tasks:
 
         def finish_when_all_answered() -> None:
             if count is not None and tally.received >= count:
                 tasks.cancel_scope.cancel()
 
-        sockets = [PingSocket(node, source, target, tally, finish_when_all_answered) for _ in range(SOCKETS)]
+        sockets = [PingSocket(node, source, target, tos, tally, finish_when_all_answered) for _ in range(SOCKETS)]
         next_s = trio.current_time()
         number = 0
         while count is None or number < count:

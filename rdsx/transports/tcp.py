@@ -164,7 +164,8 @@ def listen_error(error: OSError, local: Host, port: int) -> OSError:
     """The same errno with the address, the port and the remedy in the text."""
     where = f"cannot listen on {local.key} port {port}/tcp"
     if error.errno == errno.EADDRINUSE:
-        remedy = "the port is in use, by another rdsx node or by the kernel's rds_tcp: stop that, or set NodeConfig.port on all nodes"
+        remedy = "the port is in use, by another rdsx node: stop that, or set NodeConfig.port on all nodes; or by the kernel's rds_tcp: "
+        remedy += "unload that, or use it with transport='kernel'"
     elif error.errno == errno.EADDRNOTAVAIL:
         remedy = "the address is not one of this host's: give one that `ip address` shows"
     elif error.errno in (errno.EACCES, errno.EPERM):

@@ -53,6 +53,15 @@ async def test_ipv6(guest: Guest) -> None:
     assert await guest.check(guest.python_command("-c", IPV6)) == "b'six' ('fd77::2', 4000, 0, 0) True {'fd77::2'}\n"
 
 
+async def test_ping_command(guest: Guest) -> None:
+    """rdsx ping with the kernel's own RDS, and what it says of an address that is not there."""
+    ping = "-m", "rdsx.cli", "ping", "--transport", "kernel", "-c", 2, "-i", "0.1"
+    lines = (await guest.check(guest.python_command(*ping, "--json", guest.address))).splitlines()
+    assert json.loads(lines[-1])["received"] == 2
+    status, output = await guest.run(guest.python_command(*ping, "-I", "10.9.9.9", guest.address))
+    assert (status, "no interface of this network namespace has it" in output) == (1, True)
+
+
 OPEN = """
 import rdsx, sys, trio
 async def main():
