@@ -104,6 +104,7 @@ class Guest:
         self.address6 = f"fd77::{settings.number:x}"
         self.tap = f"tap{settings.number}"
         self.boot_s = 0.0
+        self._cable_out = False
         self._namespace = namespace
         self._folder = folder  # shared with the guest
         self._numbers = itertools.count(1)
@@ -135,14 +136,15 @@ class Guest:
         if not self.is_up:
             raise GuestDiedError(f"guest {self.name} is gone\n{self.console()}")
         number = next(self._numbers)
+        (self._folder / f"{number}.in").touch()
         (self._folder / f"{number}.sh").write_text(command + "\n")
         self._control.send(f"run {number}")
         return GuestProcess(self, number, command)
 
-    def rds_command(self, arguments: str) -> str:
-        """The shell command that runs guest_rds.py."""
+    def rds_command(self, arguments: str, program: Path = GUEST_RDS) -> str:
+        """The shell command that runs guest_rds.py, or another Python program that needs no packages."""
         python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else os.path.realpath(sys.executable)
-        return f"exec {shlex.quote(python)} -I -S {shlex.quote(str(GUEST_RDS))} {arguments}"
+        return f"exec {shlex.quote(python)} -I -S {shlex.quote(str(program))} {arguments}"
 
     def python_command(self, *arguments: object) -> str:
         """The shell command that runs this very Python, with the rdsx that this process has."""
@@ -152,11 +154,13 @@ class Guest:
     # -- faults
 
     def pull_cable(self) -> None:
-        """Nothing gets through between guest and bridge until plug_cable()."""
-        self._namespace.ip("link", "set", self.tap, "down")
+        """Nothing gets through between guest and bridge until plug_cable(); a guest that is booted meanwhile starts without."""
+        self._cable_out = True
+        self._set_cable()
 
     def plug_cable(self) -> None:
-        self._namespace.ip("link", "set", self.tap, "up")
+        self._cable_out = False
+        self._set_cable()
 
     @contextlib.asynccontextmanager
     async def netem(self, faults: str) -> AsyncIterator[None]:
@@ -196,6 +200,7 @@ class Guest:
         self._namespace.add_tap(self.tap)
         try:
             self._start_qemu()
+            self._set_cable()
             if self.settings.terminal:
                 return
             with trio.move_on_after(self.settings.boot_timeout_s) as limit:
@@ -254,6 +259,10 @@ class Guest:
         return "\n".join(text for text in texts if text)
 
     # -- helpers
+
+    def _set_cable(self) -> None:
+        if self._popen is not None:
+            self._namespace.ip("link", "set", self.tap, "down" if self._cable_out else "up")
 
     def _write_boot_script(self) -> None:
         settings = self.settings
@@ -318,33 +327,50 @@ class GuestProcess:
         self.guest = guest
         self.command = command
         self._number = number
+        self._control = guest._control  # a guest that was booted anew has another
         self._path = guest._folder / f"{number}.out"
+        self._requests = guest._folder / f"{number}.in"
 
     @property
     def output(self) -> str:
         """What it wrote so far."""
+        return self.output_from(0)
+
+    def output_from(self, position: int) -> str:
+        """What it wrote from this byte on."""
         try:
-            return self._path.read_text(errors="replace")
+            with open(self._path, "rb") as output:
+                output.seek(position)
+                return output.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over, or its guest is."""
+        return self._control.status_of(self._number) is not None or self._control.is_dead
+
+    def write(self, text: str) -> None:
+        """Append to the file `/run/lab/$0.in`, as the command's script calls it: what the command is to read besides."""
+        with open(self._requests, "a") as requests:
+            requests.write(text)
+
     async def wait(self, timeout_s: float = 60.0) -> Result:
         """Wait for its end. After `timeout_s` it is killed, and the status is 124."""
-        control = self.guest._control
         with trio.move_on_after(timeout_s):
             return Result(await self._wait_done(), self.output)
         self.kill()
         with trio.move_on_after(STOP_S):
-            await control.wait_done(self._number)
+            await self._control.wait_done(self._number)
         return Result(STATUS_TIMEOUT, self.output)
 
     async def wait_output(self, text: str, timeout_s: float = 60.0) -> None:
         """Wait until its output has `text` in it. AssertionError if it ends or the time is over before."""
         with trio.move_on_after(timeout_s):
             while text not in self.output:
-                if (status := self.guest._control.status_of(self._number)) is not None and text not in self.output:
+                if (status := self._control.status_of(self._number)) is not None and text not in self.output:
                     raise AssertionError(f"{self.command!r} ended with status {status} and without {text!r}:\n{self.output}")
-                if not self.guest.is_up:
+                if self._control.is_dead:
                     raise GuestDiedError(f"guest {self.guest.name} is gone\n{self.guest.console()}")
                 await trio.sleep(OUTPUT_POLL_S)
             return
@@ -352,20 +378,20 @@ class GuestProcess:
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to it and to what it started."""
-        self.guest._control.send(f"kill {self._number} {signal}")
+        self._control.send(f"kill {self._number} {signal}")
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.guest.is_up and self.guest._control.status_of(self._number) is None:
+        if not self.has_ended:
             self.kill()
             with trio.move_on_after(STOP_S) as limit, contextlib.suppress(GuestDiedError):
                 limit.shield = True
-                await self.guest._control.wait_done(self._number)
+                await self._control.wait_done(self._number)
 
     async def _wait_done(self) -> int:
         try:
-            return await self.guest._control.wait_done(self._number)
+            return await self._control.wait_done(self._number)
         except GuestDiedError:
             raise GuestDiedError(f"guest {self.guest.name} is gone, in {self.command!r}\n{self.guest.console()}") from None

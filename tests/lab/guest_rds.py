@@ -36,7 +36,7 @@ INFO_CONNECTION = struct.Struct("=QQ4s4s16sBB")
 INFO_COUNTER = struct.Struct("=32sQ")
 MAX_MESSAGE = 1 << 20
 MAX_BUFFER = 8 << 20
-MAX_INFO = 65536
+MAX_INFO = 1 << 20
 DRAIN_POLL_S = 0.01
 
 
@@ -79,21 +79,27 @@ def address(text: str) -> tuple[str, int]:
     return host, int(port or 0)
 
 
-def rds_socket(arguments: argparse.Namespace) -> socket.socket:
-    sock = socket.socket(AF_RDS, socket.SOCK_SEQPACKET)
+def open_socket(arguments: argparse.Namespace) -> socket.socket:
+    sock = rds_socket(arguments.sndbuf, arguments.rcvbuf)
     wait = struct.pack("ll", int(arguments.timeout), int(arguments.timeout % 1 * 1e6))
     for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, wait)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, arguments.sndbuf or MAX_BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, arguments.rcvbuf or MAX_BUFFER)
     if arguments.verb != "info":
-        sock.setsockopt(SOL_RDS, SO_RDS_TRANSPORT, RDS_TRANS_TCP)
         sock.bind(arguments.local)
     return sock
 
 
+def rds_socket(send_buffer: int = 0, receive_buffer: int = 0) -> socket.socket:
+    """An unbound socket over TCP, with large buffers unless told otherwise."""
+    sock = socket.socket(AF_RDS, socket.SOCK_SEQPACKET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer or MAX_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer or MAX_BUFFER)
+    sock.setsockopt(SOL_RDS, SO_RDS_TRANSPORT, RDS_TRANS_TCP)
+    return sock
+
+
 def receive(arguments: argparse.Namespace) -> None:
-    with rds_socket(arguments) as sock:
+    with open_socket(arguments) as sock:
         report(event="ready")
         time.sleep(arguments.pause)
         found: list[str] = []
@@ -123,7 +129,7 @@ def take(sock: socket.socket, found: list[str], senders: dict[str, int]) -> None
 
 def send(arguments: argparse.Namespace) -> None:
     low, _, high = arguments.sizes.partition("-")
-    with rds_socket(arguments) as sock:
+    with open_socket(arguments) as sock:
         began_s, sent, error = time.monotonic(), 0, None
         refused: dict[str, int] = {}
         flags = socket.MSG_DONTWAIT if arguments.nonblock else 0
@@ -157,25 +163,20 @@ def drain(sock: socket.socket, limit_s: float) -> bool:
     """Wait until nothing of this socket is queued or unacknowledged."""
     port = sock.getsockname()[1]
     deadline_s = time.monotonic() + limit_s
-    while True:
-        # A connection that is lost moves messages back from the second page to the first, between two looks.
-        pages = (RDS_INFO_SEND_MESSAGES, RDS_INFO_RETRANS_MESSAGES, RDS_INFO_SEND_MESSAGES)
-        queued = [queued_from(sock, page, port) for page in pages]
-        if not any(queued):
-            return True
+    while unacknowledged(sock, port):
         if time.monotonic() > deadline_s:
             return False
         time.sleep(DRAIN_POLL_S)
+    return True
 
 
-def queued_from(sock: socket.socket, page: int, port: int) -> bool:
-    try:
-        records = info_page(sock, page, INFO_MESSAGE)
-    except OSError as failure:
-        if failure.errno == errno.ENOSPC:  # more than the buffer holds
-            return True
-        raise
-    return any(socket.ntohs(record[4]) == port for record in records)
+def unacknowledged(sock: socket.socket, port: int) -> int:
+    """How many messages from a port the peer's TCP has not acknowledged. `sock` is any RDS socket.
+
+    The send queue is read twice: a lost connection moves messages back to it, between two looks.
+    """
+    pages = (RDS_INFO_SEND_MESSAGES, RDS_INFO_RETRANS_MESSAGES, RDS_INFO_SEND_MESSAGES)
+    return len({record for page in pages for record in info_page(sock, page, INFO_MESSAGE) if socket.ntohs(record[4]) == port})
 
 
 def info_page(sock: socket.socket, page: int, record: struct.Struct) -> list[tuple[Any, ...]]:
@@ -189,7 +190,7 @@ def info_page(sock: socket.socket, page: int, record: struct.Struct) -> list[tup
 
 
 def ping(arguments: argparse.Namespace) -> None:
-    with rds_socket(arguments) as sock:
+    with open_socket(arguments) as sock:
         times_us, error = [], None
         try:
             for _ in range(arguments.count):
@@ -205,7 +206,7 @@ def ping(arguments: argparse.Namespace) -> None:
 
 
 def echo(arguments: argparse.Namespace) -> None:
-    with rds_socket(arguments) as sock:
+    with open_socket(arguments) as sock:
         report(event="ready")
         found = []
         for _ in range(arguments.count):
@@ -217,14 +218,19 @@ def echo(arguments: argparse.Namespace) -> None:
 
 def info(arguments: argparse.Namespace) -> None:
     """The kernel's connections, and those of its counters that are not 0."""
-    with rds_socket(arguments) as sock:
-        connections = [
-            {"local": socket.inet_ntoa(local), "peer": socket.inet_ntoa(peer), "transport": text(transport),
-             "next_tx_seq": next_tx, "next_rx_seq": next_rx, "flags": flags, "tos": tos}
-            for next_tx, next_rx, local, peer, transport, flags, tos in info_page(sock, RDS_INFO_CONNECTIONS, INFO_CONNECTION)
-        ]  # fmt: skip
-        counters = {text(name): value for name, value in info_page(sock, RDS_INFO_COUNTERS, INFO_COUNTER) if value}
-    report(connections=connections, counters=counters)
+    with open_socket(arguments) as sock:
+        report(**rds_info(sock))
+
+
+def rds_info(sock: socket.socket) -> dict[str, Any]:
+    """`sock` is any RDS socket."""
+    connections = [
+        {"local": socket.inet_ntoa(local), "peer": socket.inet_ntoa(peer), "transport": text(transport),
+         "next_tx_seq": next_tx, "next_rx_seq": next_rx, "flags": flags, "tos": tos}
+        for next_tx, next_rx, local, peer, transport, flags, tos in info_page(sock, RDS_INFO_CONNECTIONS, INFO_CONNECTION)
+    ]  # fmt: skip
+    counters = {text(name): value for name, value in info_page(sock, RDS_INFO_COUNTERS, INFO_COUNTER) if value}
+    return {"connections": connections, "counters": counters}
 
 
 def text(field: bytes) -> str:

@@ -8,6 +8,7 @@ usage: peer.py ADDRESS [NODE_CONFIG_AS_JSON]
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -45,15 +46,15 @@ class Peer:
         self.sockets.pop(port).close()
 
     async def send(
-        self, port: int, host: str, to: int, *, seed: int = 0, count: int = 1, low: int = 64, high: int = 64, interval_s: float = 0.0,
-        timeout_s: float = 30.0,
+        self, port: int, host: str, to: int, *, seed: int = 0, count: int = 1, low: int = 64, high: int = 64, skip: int = 0,
+        interval_s: float = 0.0, timeout_s: float = 30.0,
     ) -> dict[str, Any]:  # fmt: skip
         """Queue messages, in batches unless an interval is asked for, and wait until the peer has them."""
         sock, sent, began_s = self.sockets[port], 0, time.monotonic()
         flushed = False
         with trio.move_on_after(timeout_s):
             batch: list[Any] = []
-            for message in messages(seed, count, low, high):
+            for message in itertools.islice(messages(seed, count, low, high), skip, None):
                 batch.append((message, (host, to)))
                 if len(batch) >= BATCH or interval_s:
                     sent += await sock.sendmmsg(batch)
@@ -85,7 +86,7 @@ class Peer:
                 await take(float("inf"))
         return {"received": len(found), "digests": found, "senders": dict(senders)}
 
-    async def ping(self, host: str, *, count: int = 1, timeout_s: float = 20.0) -> dict[str, Any]:
+    async def ping(self, host: str, *, count: int = 1, interval_s: float = 0.0, timeout_s: float = 20.0) -> dict[str, Any]:
         times_us: list[int] = []
         with await self.node.bind() as sock, trio.move_on_after(timeout_s):
             for _ in range(count):
@@ -94,7 +95,41 @@ class Peer:
                 data, address = await sock.recvfrom()
                 assert (data, address) == (b"", (host, 0)), (data[:20], address)
                 times_us.append(round((time.monotonic() - began_s) * 1e6))
+                await trio.sleep(interval_s)
         return {"answers": len(times_us), "times_us": times_us}
+
+    async def receive(self, port: int) -> None:
+        """From now on take what comes, and say so: a `received` event for each batch."""
+        while True:
+            taken = await self.sockets[port].recvmmsg(BATCH)
+            say(event="received", port=port, messages=[[digest(data), "{}:{}".format(*address[:2])] for data, address in taken])
+
+    async def queue(
+        self, port: int, host: str, to: int, *, seed: int, count: int, low: int, high: int, interval_s: float = 0.0
+    ) -> dict[str, Any]:
+        """Queue what the node takes without waiting; says how many, and why no more."""
+        sent, error = 0, None
+        for message in messages(seed, count, low, high):
+            try:
+                self.sockets[port].sendto_nowait(message, (host, to))
+            except trio.WouldBlock:
+                error = "EAGAIN"
+                break
+            except rdsx.CongestedError:
+                error = "ENOBUFS"
+                break
+            sent += 1
+            if interval_s:
+                await trio.sleep(interval_s)
+        return {"sent": sent, "error": error}
+
+    async def cancel(self, port: int, host: str, to: int) -> int:
+        return self.sockets[port].cancel_sent_to((host, to))
+
+    async def account(self, port: int) -> dict[str, int]:
+        """What was sent from a port, and how much of it is not acknowledged."""
+        statistics = self.sockets[port].statistics()
+        return {"sent": statistics.sent_messages, "unacknowledged": statistics.unacknowledged_messages}
 
     async def reset(self, host: str) -> bool:
         return self.node.reset_connection(host)
