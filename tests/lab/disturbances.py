@@ -12,7 +12,7 @@ __all__ = ["Cable", "Disturbance", "Loss", "ResetByKernel", "ResetByRdsx", "Rest
 
 
 class Disturbance:
-    """None at all. `strikes`: how often it comes while messages flow."""
+    """None at all. `strikes`: how often it comes in the course of a flow."""
 
     strikes = 0
 
@@ -27,7 +27,7 @@ class Disturbance:
 class ResetByRdsx(Disturbance):
     """rdsx drops the connection."""
 
-    strikes = 4
+    strikes = 2
 
     async def strike(self, bench: Bench) -> None:
         links = await wait_up(bench)
@@ -38,7 +38,7 @@ class ResetByRdsx(Disturbance):
 class ResetByKernel(Disturbance):
     """The TCP connection is killed at the kernel's side: `ss -K`."""
 
-    strikes = 4
+    strikes = 2
 
     async def strike(self, bench: Bench) -> None:
         links = await wait_up(bench)

@@ -31,7 +31,7 @@ from traffic import digest, messages
 
 RDS_CANCEL_SENT_TO = 1
 MAX_MESSAGE = 1 << 20
-BATCH = 64
+BATCH, BATCH_S = 64, 0.05  # to say something costs a write over 9p
 POLL_S = 0.01  # a file over 9p makes no event
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -60,8 +60,9 @@ class Peer:
         """From now on take what comes, and say so: a `received` event for each batch."""
         sock, buffer = self.sockets[port], memoryview(bytearray(MAX_MESSAGE))
         while True:
+            began_s = time.monotonic()
             taken = [take(sock, buffer, 0)]
-            while len(taken) < BATCH:
+            while len(taken) < BATCH and time.monotonic() < began_s + BATCH_S:
                 try:
                     taken.append(take(sock, buffer, socket.MSG_DONTWAIT))
                 except BlockingIOError:

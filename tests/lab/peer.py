@@ -34,9 +34,9 @@ class Peer:
         self.sockets: dict[int, rdsx.RdsSocket] = {}
         self.events: list[str] = []
 
-    async def bind(self, port: int, receive_buffer: int = 0) -> int:
+    async def bind(self, port: int, receive_buffer: int = 0, send_buffer: int = 0) -> int:
         sock = await self.node.bind(port)
-        sock.setsockopt(*rdsx_socket_option("SO_SNDBUF"), 4 << 20)
+        sock.setsockopt(*rdsx_socket_option("SO_SNDBUF"), send_buffer or 4 << 20)
         sock.setsockopt(*rdsx_socket_option("SO_RCVBUF"), receive_buffer or 4 << 20)
         bound: int = sock.getsockname()[1]
         self.sockets[bound] = sock
