@@ -58,6 +58,7 @@ class StreamLink:
         self._scope = trio.CancelScope()
         self._full = False  # the stream took less than it was offered
         self._silent = False  # nothing more is to be written
+        self._superseded = False  # ... once a kernel has been answered
         self._finish_wanted = False
         self._reason = ""  # why it ends; the first reason counts
         self.detail = ""  # what exactly was wrong with the peer's bytes
@@ -101,7 +102,10 @@ class StreamLink:
         return False
 
     def supersede(self, drain_s: float) -> None:
-        self._silent = True
+        # A kernel that has used several paths with whoever had our address before dials them all, and each closed one again. It stops when
+        # it hears how many we use, so even a link that another waits behind says that first.
+        self._superseded = True
+        self._silent = self._reader.heard
         self._reason = self._reason or "superseded"
         self._end_within(drain_s)
         self._read_signal.set()
@@ -231,6 +235,10 @@ class StreamLink:
             stops += 1
             if code == HELLO:
                 owner.heard_hello(reader.extensions, reader.ack)
+                if self._superseded and not self._silent:
+                    if not path.peer_acks:
+                        self.kick()
+                    self._silent = True
             elif code == PROBE:
                 owner.heard_probe(reader.extensions, reader.sport)
             else:

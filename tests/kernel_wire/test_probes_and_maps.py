@@ -343,3 +343,17 @@ async def test_one_byte_per_read() -> None:
                     await link.write(bytes([byte]))
                     await trio.testing.wait_all_tasks_blocked()
                 assert await sock.recv() == text
+
+
+async def test_every_link_hears_the_path_count_even_if_others_wait_behind_it() -> None:
+    """A kernel that has used several paths with whoever had our address before dials them all, and each one again that is closed, until
+    it hears on one of them how many we use."""
+    async with kernel_and_node(LARGER, supersede_drain_s=0.02) as (kernel, _):
+        links = [await kernel.dial_raw() for _ in range(4)]
+        for link in links:
+            await send_all(link, pack_map())
+        for link in links:
+            await read_exactly(link, HEADER_BYTES + 8192)  # the node's map
+            pong = await read_exactly(link, HEADER_BYTES)
+            assert pong[20:24] == b"\0\0\0\1"  # from port 0 to port 1
+            assert pong[32:36] == b"\5\0\1\0"
