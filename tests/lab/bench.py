@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ __all__ = ["Bench", "End", "Flow", "Lost", "open_bench"]
 PORT = 4000  # at both ends, for sending and for receiving
 LINGER_S = 0.2  # time for a message that should not come
 POLL_S = 0.02
+MAX_LATE = 128  # messages that one report of an end brings, and then some
 
 EndName = Literal["rdsx", "kernel"]
 
@@ -98,7 +99,6 @@ class Bench:
     kernel: End
     first: EndName
     nursery: trio.Nursery
-    _sending: list[trio.Event] = field(default_factory=list)
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -150,11 +150,8 @@ class Bench:
         """Wait until the last message of a flow came, and a little longer for what should not come."""
         end = self.end(flow.receiver).now
         last = flow.digests[-1]
-        try:
-            await end.wait_until(lambda: any(digest == last for digest, _ in end.received[PORT][-8:]))
-            await trio.sleep(LINGER_S)
-        except trio.Cancelled:
-            raise
+        await end.wait_until(lambda: any(digest == last for digest, _ in end.received[PORT][-MAX_LATE:]))
+        await trio.sleep(LINGER_S)
 
     async def acknowledged(self, flow: Flow) -> int:
         """How many of its messages the sender need not send again, while the receiver cannot be reached."""

@@ -125,6 +125,16 @@ class RdsxDriver(Driver):
             while not self.has_ended:
                 await self._arrived.wait()
 
+    async def close(self) -> None:
+        """Have it leave `open_node`. DriverError if it does not, or not well."""
+        await self.process.stdin.aclose()
+        with trio.move_on_after(CLOSE_S) as limit:
+            status = await self.process.wait()
+        if limit.cancelled_caught:
+            raise DriverError(f"the rdsx node at {self.address} does not close\n{self.log()}")
+        if status:
+            raise DriverError(f"the rdsx node at {self.address} ended with {status}\n{self.log()}")
+
     def log(self) -> str:
         return self.process.errors()
 
@@ -191,13 +201,7 @@ async def open_rdsx(lab: Lab, address: str, **config: Any) -> AsyncIterator[Rdsx
                 await driver.answer(0)
             yield driver
             if process.returncode is None:
-                await process.stdin.aclose()
-                with trio.move_on_after(CLOSE_S) as limit:
-                    status = await process.wait()
-                if limit.cancelled_caught:
-                    raise DriverError(f"the rdsx node at {address} does not close\n{driver.log()}")
-                if status:
-                    raise DriverError(f"the rdsx node at {address} ended with {status}\n{driver.log()}")
+                await driver.close()
         except BaseException as error:  # leaves as it is, not wrapped in the nursery's group
             raised = error
         nursery.cancel_scope.cancel()
