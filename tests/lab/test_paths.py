@@ -78,8 +78,8 @@ async def established(guest: Guest) -> int:
 async def test_a_kernel_that_has_used_eight_paths_before(lab: Lab, fresh_guest: Guest) -> None:
     """Who had our address before used eight paths, and the kernel, having the smaller address, dials all of them again.
 
-    rdsx speaks first, so that the kernel has heard how many paths there are now before it queues anything: up to 6.18, what is queued on a
-    path that it then no longer connects stays there for ever.
+    rdsx speaks first, so that the kernel has heard how many paths there are now before it queues anything: what is queued on a path
+    that it then no longer connects stays there.
     """
     one_message = fresh_guest.rds_command(f"send {fresh_guest.address}:4001 {LARGER}:4000 --drain 0 --nonblock")
     async with lab.host_process([sys.executable, PATHS_PEER, LARGER]) as former:
