@@ -31,7 +31,7 @@ async def ping(command: list[str], *arguments: object, check: bool = True) -> su
 @pytest.mark.parametrize(("server", "client"), [("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "127.0.0.2")])
 async def test_a_node_answers(rdsx_command: list[str], port: int, server: str, client: str) -> None:
     async with rdsx.open_node(server, config=rdsx.NodeConfig(port=port)) as node:
-        done = await ping(rdsx_command, server, "-I", client, "-c", 20, "-i", "20ms", "--port", port)
+        done = await ping(rdsx_command, server, "-I", client, "-c", 20, "-i", "200ms", "--port", port)
         assert node.statistics().counters["recv_ping"] >= 20
     lines = done.stdout.decode().splitlines()
     assert [int(match[1]) for line in lines if (match := LINE.fullmatch(line))] == list(range(1, 21))
@@ -44,7 +44,7 @@ async def test_a_node_answers(rdsx_command: list[str], port: int, server: str, c
 
 async def test_the_summary_for_programs(rdsx_command: list[str], port: int) -> None:
     async with rdsx.open_node("127.0.0.2", config=rdsx.NodeConfig(port=port)):
-        done = await ping(rdsx_command, "127.0.0.2", "-c", 9, "-i", "20ms", "--port", port, "--json")
+        done = await ping(rdsx_command, "127.0.0.2", "-c", 9, "-i", "200ms", "--port", port, "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["number"] for event in events[:-1]] == list(range(1, 10))
     summary = events[-1]
@@ -62,7 +62,7 @@ async def test_pings_as_fast_as_answers_come(rdsx_command: list[str], port: int)
 
 
 async def test_a_node_pings_itself(rdsx_command: list[str], port: int) -> None:
-    done = await ping(rdsx_command, "127.0.0.1", "-c", 3, "-i", "20ms", "--port", port)
+    done = await ping(rdsx_command, "127.0.0.1", "-c", 3, "-i", "200ms", "--port", port)
     assert b"3 sent, 3 received, 0 lost" in done.stdout
 
 

@@ -44,7 +44,7 @@ async def main():
         await one.connect(other.getsockname())
         await one.send(b"six")
         data, sender = await other.recvfrom()
-        print(data, sender, one.getpeername() == other.getsockname(), {found.local for found in node.info().connections})
+        print(data, sender, one.getpeername() == other.getsockname(), {found.local for found in node.info().connections if ":" in found.local})
 trio.run(main)
 """
 
