@@ -23,8 +23,6 @@ from typing import Self
 
 import trio
 
-import rdsx
-
 from .control import Control, GuestDiedError, Result, escape
 from .host import wait_exited
 from .kernel import Kernel
@@ -148,6 +146,8 @@ class Guest:
 
     def python_command(self, *arguments: object) -> str:
         """The shell command that runs this very Python, with the rdsx that this process has."""
+        import rdsx  # here, because `python -m tests.lab` works in a checkout where nothing is built
+
         checkout = Path(rdsx.__file__).parent.parent
         return shlex.join(["env", f"PYTHONPATH={checkout}", sys.executable, "-P", *map(str, arguments)])
 
