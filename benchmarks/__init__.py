@@ -1,0 +1,1 @@
+"""Benchmarks: they are run from a checkout and are not installed."""
