@@ -96,7 +96,7 @@ def check(ctx: click.Context, path: Path, update: bool) -> None:
         return
     verdicts = known.judge(here, counts)
     show_verdicts(known, counts, verdicts)
-    warn_of_differences(known.environment, here)
+    warn_of_differences(known, here)
     complaints = [f"{verdict.name}: {verdict.complaint}" for verdict in verdicts if verdict.complaint]
     if complaints:
         click.echo("\n".join([*complaints, "Mend it; or, if it must be so, run `check --update` and say why in the commit."]), err=True)
@@ -141,15 +141,18 @@ def change(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio - 1:+.1%}"
 
 
-def warn_of_differences(there: Environment, here: Environment) -> None:
-    """Say why the limits are wide, if they are."""
-    if there == here:
+def warn_of_differences(known: Baseline, here: Environment) -> None:
+    """Say which limits hold, if they are not those of the baseline's own environment."""
+    if here == known.environment:
         return
-    click.echo("WARNING: the baseline was made in another environment. Its totals say nothing here, and own instructions are judged by "
-               f"{baseline.FOREIGN_LIMIT - 1:.0%}, not {baseline.LIMIT - 1:.0%}:", err=True)  # fmt: skip
-    for name, value in asdict(there).items():
-        if value != asdict(here)[name]:
-            click.echo(f"  {name}: {value} there, {asdict(here)[name]} here", err=True)
+    _, own_limit = known.limits(here)
+    lines = [
+        "WARNING: the baseline was made in another environment:",
+        *(f"  {name}: {there}; here {asdict(here)[name]}" for name, there in asdict(known.environment).items() if there != asdict(here)[name]),
+        f"So totals are not judged, and own instructions by a limit of {own_limit - 1:.0%}. For a sharp answer make a baseline of the",
+        "code before the change here, with `check --update --baseline FILE`, and then `check --baseline FILE` the changed code.",
+    ]
+    click.echo("\n".join(lines), err=True)
 
 
 def make_table(title: str, *columns: str) -> Table:

@@ -19,8 +19,8 @@ COMPILER = re.compile(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+")
 
 @dataclass(frozen=True)
 class Environment:
-    """`python` is the full version with date and compiler of the build: two builds of one release differ. `compiler` and `cython` are
-    those that built the extension modules."""
+    """`python` is the version with date and compiler of the build: two builds of one release differ. `compiler` and `cython` are those
+    that built the extension modules."""
 
     machine: str
     compiler: str
@@ -30,21 +30,10 @@ class Environment:
     libc: str
     valgrind: str
 
-    @property
-    def python_series(self) -> str:
-        return ".".join(self.python.split(".")[:2])
-
     def compiles_like(self, other: Environment) -> bool:
-        """Whether both make the same machine code of our modules, but for what the compiler's and Cython's small releases change."""
-        return all(
-            part(self) == part(other)
-            for part in (
-                lambda it: it.machine,
-                lambda it: it.compiler,
-                lambda it: it.cython,
-                lambda it: it.python_series,
-            )
-        )
+        """Whether both make the same machine code of our modules. The interpreter counts: its build chose the compiler's flags."""
+        mine, theirs = ((it.machine, it.compiler, it.cython, it.python) for it in (self, other))
+        return mine == theirs
 
 
 def current_environment() -> Environment:
