@@ -46,6 +46,10 @@ class Verdict:
     complaint: str | None
     """Why the check fails; None if this case is all right."""
 
+    @property
+    def is_better(self) -> bool:
+        return self.own is not None and self.own < 1 / LIMIT
+
 
 @dataclass(frozen=True)
 class Baseline:

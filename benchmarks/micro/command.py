@@ -102,6 +102,9 @@ def check(ctx: click.Context, path: Path, update: bool) -> None:
         click.echo("\n".join([*complaints, "Mend it; or, if it must be so, run `check --update` and say why in the commit."]), err=True)
         ctx.exit(STATUS_REGRESSION)
     click.echo(f"{len(verdicts)} cases are within their limits.")
+    better = [verdict.name for verdict in verdicts if verdict.is_better]
+    if better:
+        click.echo(f"Some need much less: run `check --update`, or they may lose it again unseen. {', '.join(better)}")
 
 
 def counted(cases: list[Case]) -> dict[str, Count]:
@@ -146,9 +149,11 @@ def warn_of_differences(known: Baseline, here: Environment) -> None:
     if here == known.environment:
         return
     _, own_limit = known.limits(here)
+    ours = asdict(here)
+    differences = [f"  {name}: {theirs}; here {ours[name]}" for name, theirs in asdict(known.environment).items() if theirs != ours[name]]
     lines = [
         "WARNING: the baseline was made in another environment:",
-        *(f"  {name}: {there}; here {asdict(here)[name]}" for name, there in asdict(known.environment).items() if there != asdict(here)[name]),
+        *differences,
         f"So totals are not judged, and own instructions by a limit of {own_limit - 1:.0%}. For a sharp answer make a baseline of the",
         "code before the change here, with `check --update --baseline FILE`, and then `check --baseline FILE` the changed code.",
     ]
