@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.micro.case import Measure, case
 from rdsx._fast import (
@@ -21,7 +22,10 @@ from rdsx._fast import (
     verify_checksum,
 )
 
-__all__ = ["BATCH", "HOST", "LARGE", "PEER", "SMALL", "make_core", "make_path"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["BATCH", "HOST", "LARGE", "SMALL", "make_batch", "make_path"]
 
 HOST, PEER = "10.0.0.1", "10.0.0.2"
 SMALL, LARGE = bytes(64), bytes(65536)
@@ -60,6 +64,11 @@ def make_loopback() -> Endpoint:
     endpoint = Endpoint(QUEUE_BYTES, QUEUE_BYTES)
     table.bind(endpoint, 4000)
     return endpoint
+
+
+def make_batch(payload: Buffer, *, host: str = PEER, port: int = 4001, count: int = BATCH) -> list[tuple[Buffer, tuple[Any, ...]]]:
+    """What `submit_many` takes: the same message again and again."""
+    return [(payload, (host, port))] * count
 
 
 # -- headers
@@ -295,7 +304,7 @@ async def take(measure: Measure) -> None:
 @case("receive append and take_many", operations=BATCH)
 async def take_many(measure: Measure) -> None:
     endpoint = make_loopback()
-    batch = [(SMALL, (HOST, 4000))] * BATCH
+    batch = make_batch(SMALL, host=HOST, port=4000)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
@@ -323,7 +332,7 @@ async def submit(measure: Measure) -> None:
 @case("send submit_many", operations=BATCH)
 async def submit_many(measure: Measure) -> None:
     path, endpoint = make_path()
-    batch = [(SMALL, (PEER, 4001))] * BATCH
+    batch = make_batch(SMALL)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
@@ -336,7 +345,7 @@ async def submit_many(measure: Measure) -> None:
 @case("send submit_many of bytearrays", operations=BATCH)
 async def submit_mutable(measure: Measure) -> None:
     path, endpoint = make_path()
-    batch = [(bytearray(SMALL), (PEER, 4001))] * BATCH
+    batch = make_batch(bytearray(SMALL))
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import repeat
 
 from benchmarks.micro.case import Measure, case
-from benchmarks.micro.fast import BATCH, LARGE, PEER, SMALL, make_path
+from benchmarks.micro.fast import BATCH, LARGE, SMALL, make_batch, make_path
 from rdsx._fast import Path, pack_header
 from rdsx._stream import StreamReader, StreamWriter
 
@@ -44,7 +44,7 @@ def read(reader: StreamReader, data: bytes) -> None:
 
 def write_all(writer: StreamWriter) -> None:
     while buffers := writer.poll():
-        writer.written(sum(map(len, buffers)))
+        writer.written(sum(map(len, buffers)))  # type: ignore[arg-type]  # these have a length in bytes
 
 
 # -- paths
@@ -55,7 +55,7 @@ async def retire_written(measure: Measure) -> None:
     """Submit, write, and hear from TCP that all of it arrived: a message to a kernel."""
     path, endpoint = make_path(peer_acks=False)
     writer = opened_writer(path)
-    batch = [(SMALL, (PEER, 4001))] * BATCH
+    batch = make_batch(SMALL)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
@@ -71,7 +71,7 @@ async def retire_acknowledged(measure: Measure) -> None:
     """Submit, write, and read one header that acknowledges all of it: a message to another rdsx."""
     path, endpoint = make_path()
     writer, reader = opened_writer(path), opened_reader(path)
-    batch = [(SMALL, (PEER, 4001))] * BATCH
+    batch = make_batch(SMALL)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
@@ -86,7 +86,7 @@ async def retire_acknowledged(measure: Measure) -> None:
 async def resend(measure: Measure) -> None:
     """A link is lost and another one made, which takes our map and all messages again."""
     path, endpoint = make_path()
-    endpoint.submit_many([(SMALL, (PEER, 4001))] * BATCH)
+    endpoint.submit_many(make_batch(SMALL))
     opened_writer(path)
 
     async def loop(rounds: int) -> None:
@@ -105,7 +105,7 @@ async def write_small(measure: Measure) -> None:
     """Only poll(): nothing is said to be written, so the same messages are given out again."""
     path, endpoint = make_path()
     writer = opened_writer(path)
-    endpoint.submit_many([(SMALL, (PEER, 4001))] * BATCH)
+    endpoint.submit_many(make_batch(SMALL))
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
@@ -118,7 +118,7 @@ async def write_small(measure: Measure) -> None:
 async def write_large(measure: Measure) -> None:
     path, endpoint = make_path()
     writer = opened_writer(path)
-    batch = [(LARGE, (PEER, 4001))] * LARGE_BATCH
+    batch = make_batch(LARGE, count=LARGE_BATCH)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
