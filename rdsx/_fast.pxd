@@ -1,5 +1,6 @@
 """The map of `_fast`: every C-level type of the hot path, with what each field means."""
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -86,6 +87,7 @@ cdef void store_header(unsigned char* target, uint64_t sequence, uint64_t ack, u
 
 # -- 2. fragments ---------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class Reassembly:
     cdef bytes payload              # the message being put together, or None
     cdef Header header              # header of its first fragment (extensions: see below)
@@ -95,6 +97,7 @@ cdef class Reassembly:
 
 # -- 3. congestion maps ---------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class CongestionMap:
     cdef unsigned char* bits        # MAP_BYTES, or NULL while no port is congested
     cdef readonly uint64_t version  # grows with every change
@@ -104,6 +107,7 @@ cdef class CongestionMap:
 
 # -- 4. what a node shares ------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class Core:
     cdef uint64_t counters[COUNTERS]
     cdef readonly uint64_t queued_bytes         # payload + overhead in all receive queues
@@ -130,6 +134,7 @@ cdef class Core:
 
 # -- 5. endpoints and ports -----------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class BindTable:
     cdef readonly Core core
     cdef readonly str host                      # the local address
@@ -147,6 +152,7 @@ cdef struct Received:
     double stamp_s                  # wall clock at queueing
     uint16_t sport
 
+@cython.final
 cdef class Endpoint:
     cdef readonly BindTable table
     cdef readonly uint16_t port
@@ -166,6 +172,8 @@ cdef class Endpoint:
     cdef public uint64_t monitor_wanted         # ports (mod 64) that met congestion
     cdef public uint64_t monitor_pending        # ... and may be free again
     cdef readonly int code                      # why the last submit_many stopped
+    cdef object last_host                       # where the last message went: the very string that the caller gave,
+    cdef Path last_path                         # ... and the path that it stands for, while that is not forgotten
     cdef readonly uint64_t sent_messages        # totals, for statistics()
     cdef readonly uint64_t received_messages
     cdef Received* ring                         # receive queue: power-of-two ring
@@ -173,8 +181,8 @@ cdef class Endpoint:
     cdef uint32_t head
     cdef readonly uint32_t queued               # messages in it
     cdef int append(self, object payload, Path path, uint16_t sport, uint64_t cookie) except -1
-    cdef void account(self, int64_t delta)
-    cdef void wake(self)
+    cdef int account(self, int64_t delta) except -1
+    cdef int wake(self) except -1
     cdef int submit_one(self, object data, object address) except -1
     cpdef int submit_to(self, object data, Path path, uint16_t dport) except -1
     cdef object pop(self)
@@ -193,6 +201,7 @@ cdef struct Sent:
     uint8_t flags                   # header flags to send: RETRANSMITTED, ACK_REQUIRED
     uint8_t marks                   # MARK_*: our own bookkeeping
 
+@cython.final
 cdef class Path:
     cdef readonly BindTable table
     cdef readonly Core core
@@ -203,6 +212,8 @@ cdef class Path:
     cdef BindTable peer_table                   # ... into this table
     cdef readonly CongestionMap foreign         # which of their ports are full
     cdef public object supervisor               # who looks after this path in the driver
+    cdef public bint forgotten                  # taken off the table's routes: nobody may send on it any more
+    cdef Path way_back                          # loopback: the path on which the receiver sees the sender
     cdef public bint corked                     # the driver will look at this path anyway: no need to mark it dirty
     cdef bint listed                            # already in core.dirty
     cdef list addresses                         # (host, port) tuples lately given to users, by port & 15; or None
@@ -232,18 +243,18 @@ cdef class Path:
     cdef uint64_t map_version_sent              # local map version last put on this link
     cdef bint map_owed                          # the link is new: a map goes first
     cdef object hello                           # extensions of that first map
-    cdef void mark_dirty(self)
+    cdef int mark_dirty(self) except -1
     cdef int push(self, Endpoint owner, object payload, uint32_t length, uint16_t sport, uint16_t dport, object extensions,
                   uint8_t marks) except -1
     cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport) except -1
     cdef Sent* slot(self, uint64_t index) noexcept
     cdef int push_pong(self, uint16_t sport, uint16_t dport, object extensions, uint8_t marks) except -1
-    cdef void disown(self, Sent* slot)
-    cdef void free_slot(self, Sent* slot)
-    cdef void release(self, Sent* slot)
-    cdef void shrink(self)
-    cdef void remove(self, Endpoint owner, int dport, uint8_t marks)
-    cdef void retire(self, uint64_t ack)
+    cdef int disown(self, Sent* slot) except -1
+    cdef void free_slot(self, Sent* slot) noexcept
+    cdef int release(self, Sent* slot) except -1
+    cdef void shrink(self) noexcept
+    cdef int remove(self, Endpoint owner, int dport, uint8_t marks) except -1
+    cdef int retire(self, uint64_t ack) except -1
     cdef uint64_t receive_ack(self) noexcept
     cdef bint is_duplicate(self, Header* header) noexcept
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1
@@ -251,6 +262,7 @@ cdef class Path:
 
 # -- 7. rings -------------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class Ring:
     cdef readonly uint32_t size
     cdef uint32_t allocated                     # free-running: slots ever taken

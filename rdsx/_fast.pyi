@@ -180,6 +180,7 @@ class Path:
     local: bool
     foreign: CongestionMap
     supervisor: Any
+    forgotten: bool
     corked: bool
     next_sequence: int
     retransmitted: int

@@ -25,7 +25,9 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
+    #include <endian.h>
     #include <stdint.h>
+    #include <string.h>
     static inline uint16_t rdsx_load16(const unsigned char *p) { return (uint16_t)((uint16_t)p[0] << 8 | p[1]); }
     static inline uint32_t rdsx_load32(const unsigned char *p) {
         return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -33,13 +35,10 @@ cdef extern from *:
     static inline uint64_t rdsx_load64(const unsigned char *p) {
         return (uint64_t)rdsx_load32(p) << 32 | rdsx_load32(p + 4);
     }
-    static inline void rdsx_store16(unsigned char *p, uint16_t v) { p[0] = (unsigned char)(v >> 8); p[1] = (unsigned char)v; }
-    static inline void rdsx_store32(unsigned char *p, uint32_t v) {
-        rdsx_store16(p, (uint16_t)(v >> 16)); rdsx_store16(p + 2, (uint16_t)v);
-    }
-    static inline void rdsx_store64(unsigned char *p, uint64_t v) {
-        rdsx_store32(p, (uint32_t)(v >> 32)); rdsx_store32(p + 4, (uint32_t)v);
-    }
+    /* Whole words: compilers join the bytes of a load, but not those of a store. */
+    static inline void rdsx_store16(unsigned char *p, uint16_t v) { v = htobe16(v); memcpy(p, &v, 2); }
+    static inline void rdsx_store32(unsigned char *p, uint32_t v) { v = htobe32(v); memcpy(p, &v, 4); }
+    static inline void rdsx_store64(unsigned char *p, uint64_t v) { v = htobe64(v); memcpy(p, &v, 8); }
     """
     uint16_t load16 "rdsx_load16"(const unsigned char* p) noexcept nogil
     uint32_t load32 "rdsx_load32"(const unsigned char* p) noexcept nogil
@@ -578,13 +577,14 @@ cdef class Endpoint:
 
     # -- receiving
 
-    cdef void wake(self):
+    cdef int wake(self) except -1:
         if not self.listed:
             self.listed = True
             self.table.core.woken.append(self)
             self.table.core.attention = True
+        return 0
 
-    cdef void account(self, int64_t delta):
+    cdef int account(self, int64_t delta) except -1:
         """Receive accounting with the kernel's hysteresis: congested above the limit, free again below half of it."""
         cdef Core core = self.table.core
         self.received_bytes += <uint64_t>delta
@@ -598,6 +598,7 @@ cdef class Endpoint:
             core.counters[C_RECV_BYTES_FREED_FROMSOCK] += <uint64_t>-delta
             if self.congested and self.received_bytes < self.receive_limit // 2:
                 self.clear_congestion()
+        return 0
 
     def clear_congestion(self):
         """Clear our bit in the local map and tell the peers."""
@@ -693,15 +694,20 @@ cdef class Endpoint:
     # -- sending
 
     cdef int submit_one(self, object data, object address) except -1:
-        cdef object found
+        cdef object found, host
         if self.table is None:
             raise ValueError("submit needs a bound endpoint")
         if type(address) is not tuple or (len(<tuple>address) != 2 and (len(<tuple>address) != 4 or (<tuple>address)[3])):
             return NO_ROUTE
-        found = self.table.routes.get((<tuple>address)[0])
-        if found is None or type((<tuple>address)[1]) is not int:
+        host = (<tuple>address)[0]
+        if host is not self.last_host or self.last_path.forgotten:
+            found = self.table.routes.get(host)
+            if found is None:
+                return NO_ROUTE
+            self.last_host, self.last_path = host, <Path>found
+        if type((<tuple>address)[1]) is not int:
             return NO_ROUTE
-        return self.submit_to(data, <Path>found, (<tuple>address)[1])
+        return self.submit_to(data, self.last_path, (<tuple>address)[1])
 
     cpdef int submit_to(self, object data, Path path, uint16_t dport) except -1:
         """Queue one message for `dport` at the other end of `path`, or say why not."""
@@ -769,6 +775,7 @@ cdef class Endpoint:
             self.received_messages -= 1
             self.table.core.counters[C_RECV_DELIVERED] -= 1
         self.clear_congestion()
+        self.last_host = self.last_path = None
         for taken in self.table.routes.values():
             path = <Path>taken
             if not self.unacknowledged:
@@ -813,11 +820,12 @@ cdef class Path:
     cdef Sent* slot(self, uint64_t index) noexcept:
         return &self.ring[index & (self.capacity - 1)]
 
-    cdef void mark_dirty(self):
+    cdef int mark_dirty(self) except -1:
         if not self.listed and not self.corked:
             self.listed = True
             self.core.dirty.append(self)
             self.core.attention = True
+        return 0
 
     # -- the ring
 
@@ -879,7 +887,7 @@ cdef class Path:
         self.core.counters[C_SEND_PONG] += 1
         return 1
 
-    cdef void disown(self, Sent* slot):
+    cdef int disown(self, Sent* slot) except -1:
         """Take a slot off its socket's account."""
         cdef Endpoint owner
         if slot.owner != NULL:
@@ -892,8 +900,9 @@ cdef class Path:
             if owner.send_waiting:
                 owner.wake()
             Py_DECREF(owner)
+        return 0
 
-    cdef void free_slot(self, Sent* slot):
+    cdef void free_slot(self, Sent* slot) noexcept:
         if slot.marks & MARK_PONG:
             self.pongs -= 1
         if slot.payload != NULL:
@@ -906,17 +915,18 @@ cdef class Path:
             Py_DECREF(<object>slot.owner)
             slot.owner = NULL
 
-    cdef void release(self, Sent* slot):
+    cdef int release(self, Sent* slot) except -1:
         self.disown(slot)
         self.free_slot(slot)
+        return 0
 
-    cdef void shrink(self):
+    cdef void shrink(self) noexcept:
         if self.head == self.tail and self.capacity > 1024:
             PyMem_Free(self.ring)
             self.ring = NULL
             self.capacity = 0
 
-    cdef void remove(self, Endpoint owner, int dport, uint8_t marks):
+    cdef int remove(self, Endpoint owner, int dport, uint8_t marks) except -1:
         """Take messages out of the ring: those with one of `marks`, or else those of `owner` to `dport` (-1: to any). A half-written
         one loses its owner and its turn to be resent, but the rest of its bytes still goes out."""
         cdef uint64_t index = self.head, to = self.head, cursor = self.cursor, picked = self.picked
@@ -940,13 +950,15 @@ cdef class Path:
         self.cursor = cursor
         self.picked = picked
         self.tail = to
+        return 0
 
-    cdef void retire(self, uint64_t ack):
+    cdef int retire(self, uint64_t ack) except -1:
         """Forget what the peer acknowledged: every fully written message up to sequence `ack`."""
         while self.head != self.cursor and self.slot(self.head).sequence <= ack:
             self.release(self.slot(self.head))
             self.head += 1
         self.shrink()
+        return 0
 
     def retire_written(self, uint64_t acked_bytes):
         """Forget what the peer's TCP acknowledged: every message that ends at or before this offset of the link's stream."""
@@ -1054,7 +1066,8 @@ cdef class Path:
         self.cursor = self.picked = self.head
         self.partial = 0
         self.shrink()
-        self.supervisor = None
+        self.supervisor = self.way_back = None
+        self.forgotten = True
 
     def pending_to(self, Endpoint owner not None, int dport=-1):
         """How many messages of `owner` to `dport` (-1: any port) wait for acknowledgement here."""
@@ -1084,7 +1097,7 @@ cdef class Path:
         if self.addresses is None:
             self.addresses = [None] * 16
         known = self.addresses[port & 15]
-        if known is None or (<tuple>known)[1] != port:
+        if known is None or <long>(<tuple>known)[1] != <long>port:  # compared as C numbers
             known = (self.host, port, 0, self.scope) if self.is_ipv6 else (self.host, port)
             self.addresses[port & 15] = known
         return known
@@ -1137,7 +1150,6 @@ cdef class Path:
         """Loopback: queue at the receiver now; there is nothing to acknowledge."""
         cdef BindTable table = self.peer_table
         cdef Endpoint endpoint
-        cdef Path back
         self.next_sequence += 1
         self.core.counters[C_SEND_QUEUED] += 1
         if dport == PING_PORT:
@@ -1151,9 +1163,10 @@ cdef class Path:
         if endpoint is None:
             self.core.counters[C_RECV_DROP_NO_SOCK] += 1
             return 0
-        back = table.routes[self.table.host]
-        back.next_receive = self.next_sequence
-        endpoint.append(payload, back, sport, 0)
+        if self.way_back is None:
+            self.way_back = table.routes[self.table.host]
+        self.way_back.next_receive = self.next_sequence
+        endpoint.append(payload, self.way_back, sport, 0)
         return 0
 
 

@@ -1,10 +1,12 @@
 """The map of `_stream`: the two ends of one byte stream."""
 
+cimport cython
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from rdsx._fast cimport Header, Path, Sent
 
 
+@cython.final
 cdef class StreamWriter:
     cdef Path path
     cdef readonly uint64_t position             # bytes written to this link
@@ -13,12 +15,13 @@ cdef class StreamWriter:
     cdef unsigned char header[48]               # header of the half-written message: as far as it was sent it must not change
     cdef uint64_t ack                           # h_ack of the batch being written
     cdef uint32_t store(self, Sent* slot, unsigned char* target) noexcept
-    cdef void pick(self, Sent* slot)
+    cdef void pick(self, Sent* slot) noexcept
     cdef int start_map(self) except -1
     cdef int start_ack(self) except -1
-    cdef void acknowledged(self)
+    cdef void acknowledged(self) noexcept
 
 
+@cython.final
 cdef class StreamReader:
     cdef Path path
     cdef readonly uint64_t position             # bytes received on this link
@@ -38,9 +41,9 @@ cdef class StreamReader:
     cdef size_t end
     cdef bint in_place                          # the last buffers() began with the payload's rest
     cdef readonly uint64_t freed                # ports (mod 64) that the last map set free
-    cdef void note(self, Header* header)
+    cdef int note(self, Header* header) except -1
     cdef bint is_unwanted(self, Header* header) except -1
-    cdef void take_ack(self, Header* header)
+    cdef int take_ack(self, Header* header) except -1
     cdef int take_dropped(self, Header* header) except -1
     cdef int take_frame(self, Header* header, const unsigned char* payload, object whole) except -1
     cdef int begin_large(self, Header* header) except -1

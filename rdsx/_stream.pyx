@@ -95,7 +95,7 @@ cdef class StreamWriter:
             out.append(core.staging_view[run:used])
         return out if out else None
 
-    cdef void pick(self, Sent* slot):
+    cdef void pick(self, Sent* slot) noexcept:
         """First transmission: decide whether the message asks for an acknowledgement."""
         cdef Path path = self.path
         if not path.peer_acks:
@@ -129,7 +129,7 @@ cdef class StreamWriter:
         self.acknowledged()
         return 0
 
-    cdef void acknowledged(self):
+    cdef void acknowledged(self) noexcept:
         self.path.ack_due = ACK_NONE
         self.path.unacked_received = 0
         self.path.unacked_received_bytes = 0
@@ -297,11 +297,12 @@ cdef class StreamReader:
             path.mark_dirty()
         return NEED_MORE
 
-    cdef void note(self, Header* header):
+    cdef int note(self, Header* header) except -1:
         self.extensions = PyBytes_FromStringAndSize(<const char*>header.extensions, EXTENSION_BYTES)
         self.ack = header.ack
         self.sport = header.sport
         self.dport = header.dport
+        return 0
 
     cdef bint is_unwanted(self, Header* header) except -1:
         """Whether the payload of a message that is not a map is to be skipped, not stored. Raises for lengths nobody sends."""
@@ -337,11 +338,12 @@ cdef class StreamReader:
         self.filled = 0
         return 0
 
-    cdef void take_ack(self, Header* header):
+    cdef int take_ack(self, Header* header) except -1:
         """Every header of a peer that acknowledges carries an ack, also that of a message whose payload nobody gets."""
         cdef Path path = self.path
         if path.peer_acks and path.head != path.cursor and header.ack >= path.slot(path.head).sequence:
             path.retire(header.ack)
+        return 0
 
     cdef int take_dropped(self, Header* header) except -1:
         """A message whose payload nobody gets: keep the sequence and the counters right."""

@@ -258,6 +258,7 @@ class Driver(Stack[EngineSocket]):
             return
         del path.table.routes[peer], self._supervisors[local, peer]
         path.supervisor = None
+        path.forgotten = True
         if not any((other, peer) in self._supervisors for other in self.tables):
             del self._foreign[peer]
 
