@@ -1,0 +1,77 @@
+"""What scenarios run over. Owns the list: each backend's module, what it needs installed, and which scenarios make sense with it.
+
+A module here is imported only in worker processes, so that an absent package is no error, and one library never slows another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from types import ModuleType
+
+__all__ = ["BACKENDS", "Backend", "load"]
+
+EVERY_STREAM = ("stream", "stream-single", "ping-pong", "fan-in", "fan-out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to move messages."""
+
+    name: str
+    summary: str
+    module: str = ""
+    """In this package; "" for a program in C."""
+    requires: str = ""
+    """The module that must be importable."""
+    package: str = ""
+    """What pip installs it with."""
+    scenarios: tuple[str, ...] = EVERY_STREAM
+    one_process: bool = False
+
+    def missing(self) -> str:
+        """What to install before it runs; "" if nothing is missing."""
+        if not self.module and shutil.which("cc") is None:
+            return "no C compiler: install gcc"
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            return f"pip install {self.package}"
+        return ""
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="rdsx-tcp",
+            summary="rdsx, one node in each process",
+            module="rdsx_node",
+            requires="rdsx",
+            package="rdsx",
+            scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "peers"),
+        ),
+        Backend(
+            name="rdsx-loop",
+            summary="rdsx, all sockets on one node of one process",
+            module="rdsx_node",
+            requires="rdsx",
+            package="rdsx",
+            scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets"),
+            one_process=True,
+        ),
+        Backend(name="yardstick", summary="a C program with the same header on TCP", scenarios=(*EVERY_STREAM, "peers")),
+        Backend(name="pyzmq", summary="ZeroMQ, blocking calls", module="zeromq", requires="zmq", package="pyzmq"),
+        Backend(name="uvloop", summary="a protocol of uvloop, length prefix", module="uvloop_protocol", requires="uvloop", package="uvloop"),
+        Backend(
+            name="trio-streams", summary="trio.SocketStream, length prefix written by hand", module="trio_streams", requires="trio", package="trio"
+        ),
+        Backend(name="pynng", summary="nng under trio", module="nng", requires="pynng", package="pynng"),
+        Backend(name="grpc", summary="gRPC streaming of bytes, asyncio", module="grpc_streaming", requires="grpc", package="grpcio"),
+    )
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a backend, which has a class `Side`."""
+    return importlib.import_module(f"benchmarks.backends.{BACKENDS[name].module}")

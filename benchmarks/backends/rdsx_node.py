@@ -1,0 +1,212 @@
+"""rdsx over TCP between two processes, or inside one node of one process (transport "loop").
+
+Guarantee: in order, exactly once while both processes live, whatever happens to the connection; acknowledged by delivery into the
+receiver's socket queue, and resent from a retransmit queue until then. A slow receiver stops its senders.
+
+Left peers are 127.0.0.2, 127.0.0.3, ...; right ones 127.0.0.1, 127.0.1.1, ...; idle ones 127.1.0.1, ... Buffers are the default of 106,496
+bytes, or 8 messages if that is more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import cycle, islice
+
+import trio
+import trio.testing
+
+import rdsx
+from benchmarks.runtimes import TrioRuntime
+from benchmarks.scenarios import Job
+from benchmarks.side import Side as BaseSide
+
+__all__ = ["Side"]
+
+FIRST_PORT = 4000  # RDS port of a peer's first socket
+IDLE_PORT = 3999  # where idle peers have said hello
+WINDOW_MESSAGES = 8
+Address = tuple[str, int]
+
+
+class Side(BaseSide):
+    runtime = TrioRuntime()
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._loop = job.role == "both"
+        default = rdsx.NodeConfig()
+        window_bytes = max(default.send_buffer_bytes, WINDOW_MESSAGES * self.case.size)
+        self._config = rdsx.NodeConfig(port=job.port, send_buffer_bytes=window_bytes, receive_buffer_bytes=window_bytes)
+        self._nodes: list[rdsx.Node] = []
+        self._senders: list[rdsx.RdsSocket] = []
+        self._receivers: list[rdsx.RdsSocket] = []
+        self._tasks: trio.Nursery | None = None
+        self._wanted = 0
+        self._arrived = trio.Event()
+
+    @contextlib.asynccontextmanager
+    async def opened(self, ready: Callable[[], None]) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            if self.job.is_right:
+                for address in self._right_addresses():
+                    self._receivers += await self._open_sockets(stack, address, self.case.sockets)
+            if self._loop:
+                self._senders = [await self._nodes[0].bind()]
+            elif self.job.is_left:
+                for address in self._left_addresses():
+                    self._senders += await self._open_sockets(stack, address, self._left_sockets())
+            if self.scenario.pattern == "both-ways":  # one set of sockets for both
+                self._senders = self._receivers = self._receivers or self._senders
+            if self.job.role == "left":
+                await self._open_idle_peers(stack)
+                await self._connect()
+            self._tasks = await stack.enter_async_context(trio.open_nursery())
+            ready()
+            yield
+
+    async def _open_sockets(self, stack: contextlib.AsyncExitStack, address: str, count: int) -> list[rdsx.RdsSocket]:
+        transport = "loop" if self._loop else "tcp"
+        node = await stack.enter_async_context(rdsx.open_node(address, transport=transport, config=self._config))
+        self._nodes.append(node)
+        return [await node.bind(FIRST_PORT + index) for index in range(count)]
+
+    async def _connect(self) -> None:
+        """Connections are made for the first message: send one that nobody receives."""
+        for node, destination in ((node, right) for node in self._nodes for right in self._right_addresses()):
+            with await node.bind(0) as sock:
+                await sock.sendto(b"", (destination, IDLE_PORT))
+                await sock.flush()
+
+    async def _open_idle_peers(self, stack: contextlib.AsyncExitStack) -> None:
+        for index in range(self.case.idle_peers):
+            address = f"127.1.{index // 250}.{1 + index % 250}"
+            node = await stack.enter_async_context(rdsx.open_node(address, config=self._config))
+            self._nodes.append(node)
+
+    def _left_addresses(self) -> list[str]:
+        return [f"127.0.0.{2 + index}" for index in range(self.scenario.left_peers)]
+
+    def _right_addresses(self) -> list[str]:
+        return ["127.0.0.1", *(f"127.0.1.{index}" for index in range(1, self.scenario.right_peers))]
+
+    def _left_sockets(self) -> int:
+        return self.scenario.sockets if self.scenario.pattern == "both-ways" else 1
+
+    def _destinations(self) -> list[Address]:
+        hosts = self._right_addresses() if self.job.is_left else self._left_addresses()
+        return [(host, FIRST_PORT + index) for index in range(self.case.sockets) for host in hosts]
+
+    # -- sending
+
+    async def send(self, count: int) -> None:
+        shares = [count // len(self._senders) + (index < count % len(self._senders)) for index in range(len(self._senders))]
+        send = self._send_batches if self.scenario.batched else self._send_each
+        if len(shares) == 1:
+            await send(self._senders[0], count)
+            return
+        async with trio.open_nursery() as tasks:
+            for sock, share in zip(self._senders, shares, strict=True):
+                tasks.start_soon(send, sock, share)
+
+    async def _send_batches(self, sock: rdsx.RdsSocket, count: int) -> None:
+        for batch in self._batches():
+            if len(batch) > count:
+                batch = batch[:count]
+            count -= len(batch)
+            if batch:
+                await sock.sendmmsg(batch)
+            if not count:
+                return
+
+    def _batches(self) -> Iterator[list[tuple[bytes, Address]]]:
+        """Batches without end: each to the next destination, where the population is sockets; else each over all destinations."""
+        destinations = self._destinations()
+        if self.scenario.population_of == "sockets":
+            for address in cycle(destinations):
+                yield [(self.payload, address)] * self.batch_messages
+        turn = cycle(destinations)
+        different = len(destinations) // math.gcd(len(destinations), self.batch_messages)
+        yield from cycle([[(self.payload, address) for address in islice(turn, self.batch_messages)] for _ in range(different)])
+
+    async def _send_each(self, sock: rdsx.RdsSocket, count: int) -> None:
+        (address,) = self._destinations()
+        payload = self.payload
+        for _ in range(count):
+            await sock.sendto(payload, address)
+
+    # -- receiving
+
+    async def prepare(self) -> None:
+        if len(self._receivers) > 1:
+            assert self._tasks is not None
+            for sock in self._receivers:
+                self._tasks.start_soon(self._keep_receiving, sock)
+            await trio.testing.wait_all_tasks_blocked()
+
+    async def receive(self, count: int) -> None:
+        if len(self._receivers) > 1:
+            self._wanted = count
+            self._arrived = trio.Event()
+            if self.messages < self._wanted:
+                await self._arrived.wait()
+        elif self.scenario.batched:
+            await self._receive_batches(self._receivers[0], count)
+        else:
+            await self._receive_each(self._receivers[0], count)
+
+    async def _keep_receiving(self, sock: rdsx.RdsSocket) -> None:
+        while True:
+            batch = await sock.recvmmsg()
+            total = 0
+            for data, _ in batch:
+                total += len(data)
+            self.bytes += total
+            self.messages += len(batch)
+            if self.messages == self._wanted:  # what a phase sends has arrived before the next begins
+                self._arrived.set()
+
+    async def _receive_batches(self, sock: rdsx.RdsSocket, count: int) -> None:
+        messages = total = 0
+        while messages < count:
+            batch = await sock.recvmmsg()
+            for data, _ in batch:
+                total += len(data)
+            messages += len(batch)
+        self.messages += messages
+        self.bytes += total
+
+    async def _receive_each(self, sock: rdsx.RdsSocket, count: int) -> None:
+        total = 0
+        for _ in range(count):
+            data, _ = await sock.recvfrom()
+            total += len(data)
+        self.messages += count
+        self.bytes += total
+
+    # -- ping-pong
+
+    async def ping(self, count: int) -> None:
+        sock = self._senders[0]
+        (address,) = self._destinations()
+        payload, times_ns, total = self.payload, self.round_trips_ns, 0
+        for _ in range(count):
+            asked_ns = time.perf_counter_ns()
+            await sock.sendto(payload, address)
+            data, _ = await sock.recvfrom()
+            times_ns.append(time.perf_counter_ns() - asked_ns)
+            total += len(data)
+        self.messages += count
+        self.bytes += total
+
+    async def echo(self, count: int) -> None:
+        sock = self._receivers[0]
+        for _ in range(count):
+            data, address = await sock.recvfrom()
+            await sock.sendto(data, address)
+
+    def counters(self) -> dict[str, int]:
+        counted = [node.statistics().counters for node in self._nodes]
+        return {name: sum(counters.get(name, 0) for counters in counted) for name in ("stream_reads", "stream_writes")}
