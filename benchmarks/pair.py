@@ -33,8 +33,10 @@ YARDSTICK_PATTERNS = {("one-way", True): "stream", ("one-way", False): "single",
 CC = ("cc", "-O3", "-march=native", "-std=gnu11")
 OPEN_S = 90.0  # a thousand peers take their time
 PHASE_S = 60.0
-WARM_UP_SHARE = 0.3  # the last warm-up phase takes at least this part of the measured section, and at most 8 times as much
-GROWTH = 8
+WARM_UP_BYTES = 2 << 20  # of the first phase, at most
+WARM_UP_SHARE = 0.3  # of the wanted time: how long the phase takes that tells how many messages fill it
+SHORTEST_SHARE = 0.5  # of the wanted time: what a measured section has at least
+GROWTH = 8  # from one phase to the next, at most
 PORTS = range(20_000, 32_000)  # below the range of ephemeral ports
 ports = itertools.cycle(PORTS[os.getpid() * 16 % len(PORTS) :])
 
@@ -95,8 +97,7 @@ async def measure(backend: Backend, case: Case, plan: Plan) -> Measurement:
         for worker in workers:  # the right one listens before the left one connects
             await worker.tell("open")
             await worker.hear("ready", OPEN_S)
-        count = await warm_up(workers, case, plan)
-        dones = await run_phase(workers, case, count)
+        count, dones = await measured_phase(workers, case, plan)
         reports = []
         for worker in workers:
             await worker.tell("report")
@@ -123,19 +124,27 @@ async def measure(backend: Backend, case: Case, plan: Plan) -> Measurement:
         )
 
 
-async def warm_up(workers: list[Worker], case: Case, plan: Plan) -> int:
-    """Phases of growing length, until one tells how many messages fill the measured section; returns that number."""
-    count = min(256, 8 * case.batch_messages)
+async def measured_phase(workers: list[Worker], case: Case, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
+    """How many messages the measured section had, and what the workers said of it.
+
+    Phases before it grow until one tells how many messages fill the wanted time: they are the warm-up. A phase that then turns out to
+    be much too short (the machine was busy with something else before) becomes one more of them.
+    """
+    count = max(8, min(256, WARM_UP_BYTES // case.size))
     if plan.messages:
         await run_phase(workers, case, min(count, plan.messages))
-        return plan.messages
+        return plan.messages, await run_phase(workers, case, plan.messages)
     await run_phase(workers, case, count)  # too cold to tell anything
-    count = max(count, case.turn_messages)
+    wanted_s = WARM_UP_SHARE * plan.seconds
     while True:
-        seconds = max(elapsed_s(await run_phase(workers, case, count)), 1e-6)
-        if seconds >= WARM_UP_SHARE * plan.seconds:
-            return max(16, case.turn_messages, round(count * plan.seconds / seconds))
-        count = max(2 * count, min(GROWTH * count, round(1.5 * WARM_UP_SHARE * count * plan.seconds / seconds)))
+        count = max(count, case.turn_messages)
+        dones = await run_phase(workers, case, count)
+        seconds = max(elapsed_s(dones), 1e-6)
+        if wanted_s == plan.seconds and seconds >= SHORTEST_SHARE * plan.seconds:
+            return count, dones
+        if seconds >= wanted_s:
+            wanted_s = plan.seconds
+        count = max(count, min(GROWTH * count, round(count * wanted_s / seconds)))
 
 
 async def run_phase(workers: list[Worker], case: Case, count: int) -> list[dict[str, Any]]:
@@ -151,8 +160,10 @@ async def run_phase(workers: list[Worker], case: Case, count: int) -> list[dict[
 
 
 def elapsed_s(dones: list[dict[str, Any]]) -> float:
-    """From the start signal to the last message of the last receiver."""
-    return (max(done["ended_ns"] for done in dones) - min(done["started_ns"] for done in dones)) / 1e9
+    """From the start of the first sender to the last message of the last receiver. The right side is told first, and waits."""
+    left = dones[-1]
+    senders = dones if left["messages"] else [left]
+    return (max(done["ended_ns"] for done in dones) - min(sender["started_ns"] for sender in senders)) / 1e9
 
 
 @contextlib.asynccontextmanager

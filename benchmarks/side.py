@@ -1,6 +1,6 @@
 """What a backend is made of: the part that one process plays. Owns the contract; a backend is a module with a subclass named `Side`.
 
-Every receiver looks at each message it is given: it counts it and adds its length. A wrong length shows in the sum, which the parent checks.
+Every receiver looks at each message it is given: it counts it and adds its length. The parent checks both sums.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Side(ABC):
     def opened(self, ready: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Open everything, call `ready` as soon as the other side may connect (left: when connected), and close at the end."""
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Once, before the first message and after idle memory was measured: start what receives."""
 
     @abstractmethod

@@ -68,7 +68,6 @@ async def _serve(side: Side, job: Job, commands: queue.Queue[str]) -> None:
         while True:
             command, *arguments = (await side.runtime.wait_for(commands.get)).split()
             if command == "go":
-                gc.collect()
                 if not idle_resident_bytes:
                     idle_resident_bytes = _resident_bytes()
                     await side.prepare()
@@ -78,6 +77,7 @@ async def _serve(side: Side, job: Job, commands: queue.Queue[str]) -> None:
                 await play(side, job, int(arguments[0]))
                 ended_ns = time.monotonic_ns()
                 _emit("done", started_ns=started_ns, ended_ns=ended_ns, **_arrived(side), **_latencies(side))
+                gc.collect()  # here, for it can take long: the next phase starts with a clean slate and without a delay
             elif command == "report":
                 cpu_s = _cpu_s() - cpu_before_s
                 counters = {name: count - counters_before.get(name, 0) for name, count in side.counters().items()}
