@@ -29,7 +29,7 @@ __all__ = ["BenchmarkError", "Plan", "measure"]
 # As multiprocessing's spawn: the same import path as here, and never the current directory in front of it.
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from benchmarks.worker import main; main()"
 YARDSTICK = Path(__file__).with_name("yardstick.c")
-YARDSTICK_PATTERNS = {("one-way", True): "stream", ("one-way", False): "single", ("ping-pong", False): "echo"}
+YARDSTICK_PATTERNS = {"one-way": "single", "ping-pong": "echo"}  # not batched
 CC = ("cc", "-O3", "-march=native", "-std=gnu11")
 OPEN_S = 90.0  # a thousand peers take their time
 PHASE_S = 60.0
@@ -199,7 +199,7 @@ def worker_command(job: Job) -> list[str]:
     case = job.case
     if BACKENDS[job.backend].module:
         return [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), json.dumps(job.as_json())]
-    pattern = YARDSTICK_PATTERNS[case.scenario.pattern, case.scenario.batched]
+    pattern = BACKENDS[job.backend].batch if case.scenario.batched else YARDSTICK_PATTERNS[case.scenario.pattern]
     connections = max(case.scenario.left_peers, case.scenario.right_peers)
     return [str(build_yardstick()), job.role, pattern, *map(str, (case.size, connections, case.idle_peers, job.port))]
 

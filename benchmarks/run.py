@@ -37,8 +37,8 @@ LARGEST_BYTES = 1 << 20
     help="Payload bytes, instead of each scenario's own; may be repeated.",
 )
 @click.option("--all-sizes", is_flag=True, help=f"As --size for each of {', '.join(map(str, SIZES))}.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Measurements of each cell, in fresh processes.")
-@click.option("--seconds", default=0.3, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Measurements of each cell, in fresh processes.")
+@click.option("--seconds", default=0.25, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
 @click.option("--messages", default=0, type=click.IntRange(0), help="Measure exactly so many messages, instead of --seconds.")
 @click.option("--baseline", default=BASELINE, show_default=True, type=click.Choice(list(BACKENDS)), help="What ratios are to.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a result file.")
@@ -95,9 +95,10 @@ async def run_all(
             results.skipped[backend.name] = missing
         else:
             present.append(backend)
-    cases = [(case, [backend for backend in present if case.scenario.name in backend.scenarios]) for each in scenarios for case in each.cases(sizes)]
-    total, done = rounds * sum(len(able) for _, able in cases), 0
-    for case, able in cases:
+    cases = [case for scenario in scenarios for case in scenario.cases(sizes)]
+    able_of = {case: [backend for backend in present if case.scenario.name in backend.scenarios] for case in cases}
+    total, done = rounds * sum(map(len, able_of.values())), 0
+    for case, able in able_of.items():
         failed: set[str] = set()
         for number in range(rounds):
             for backend in able:

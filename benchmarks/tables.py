@@ -14,7 +14,7 @@ from benchmarks.scenarios import SCENARIOS, Case
 
 __all__ = ["console", "label", "metric_of", "print_results", "size_text"]
 
-WIDTH = 150  # where standard output is no terminal
+WIDTH = 170  # where standard output is no terminal
 
 
 def console() -> Console:
@@ -72,7 +72,7 @@ def scenario_table(results: Results, scenario: str, baseline: str) -> Table:
         table.add_column("MB/s", justify="right")
     table.add_column(f"× {baseline}", justify="right")
     table.add_column("CPU s / million", justify="right")
-    table.add_column("stream calls / message", justify="right")
+    table.add_column("calls / message", justify="right")
     table.add_column("MiB, left + right", justify="right")
     before: tuple[int, int] | None = None
     for size, population, backend in results.cells(scenario):

@@ -102,6 +102,7 @@ def idle(measurement: Measurement) -> int:
 TARGETS = (
     Target("stream 64 B, batched / pyzmq", "≥", 10, against("stream", "pyzmq")),
     Target("stream 64 B, batched / C yardstick", "≥", 0.5, against("stream", "yardstick")),
+    Target("stream 64 B, batched / C yardstick, a vector for each", "≥", 0.5, against("stream", "yardstick-writev")),
     Target("stream 64 B, one call each / pyzmq", "≥", 3, against("stream-single", "pyzmq")),
     Target("stream 64 B, one call each / trio streams", "≥", 10, against("stream-single", "trio-streams")),
     Target("ping-pong 64 B p50 / uvloop", "≤", 1.15, against("ping-pong", "uvloop", figure=attrgetter("p50_us"))),

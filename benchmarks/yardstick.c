@@ -2,11 +2,11 @@
  * The yardstick: what plain C does with the same bytes on the same sockets.
  *
  * One process of a pair. A message is a 48-byte header, as RDS has it, and a payload. The sender numbers messages, gathers up to 256 of
- * them for one writev (payloads up to 4 KiB are copied beside their headers, longer ones go by reference) and keeps nothing: what TCP
- * takes is sent. The receiver reads up to 256 KiB at once, checks number, port and length of each header, and looks at no payload.
+ * them for one writev and keeps nothing: what TCP takes is sent. As "stream" it copies payloads up to 4 KiB beside their headers, which
+ * is faster; as "vectors" each header and each payload is a vector of its own. The receiver reads up to 256 KiB at once, checks number, port and length of each header, and looks at no payload.
  * There is no retransmit queue, no congestion test, no memory for each message: an upper bound, not a library.
  *
- * Usage: yardstick left|right stream|single|echo SIZE CONNECTIONS IDLE PORT
+ * Usage: yardstick left|right stream|vectors|single|echo SIZE CONNECTIONS IDLE PORT
  * Commands on standard input and events on standard output are those of benchmarks/worker.py.
  */
 #define _GNU_SOURCE
@@ -48,7 +48,7 @@ struct connection {
     uint32_t payload_left; /* of a payload longer than what was read */
 };
 
-static size_t size;
+static size_t size, copy_bytes = COPY_BYTES;
 static int connections;
 static struct connection *peers;
 static uint8_t *payload, *staging;
@@ -121,7 +121,7 @@ static void send_batch(struct connection *peer, uint64_t count)
     static struct header headers[BATCH];
     struct iovec vectors[2 * BATCH];
     int used = 0;
-    if (size <= COPY_BYTES) {
+    if (size <= copy_bytes) {
         uint8_t *end = staging;
         for (uint64_t i = 0; i < count; i++) {
             write_header((struct header *)end, peer);
@@ -234,13 +234,15 @@ static void set_up(int is_left, int idle, int port)
 int main(int argc, char **argv)
 {
     if (argc != 7) {
-        fprintf(stderr, "usage: yardstick left|right stream|single|echo SIZE CONNECTIONS IDLE PORT\n");
+        fprintf(stderr, "usage: yardstick left|right stream|vectors|single|echo SIZE CONNECTIONS IDLE PORT\n");
         return 2;
     }
     int is_left = !strcmp(argv[1], "left"), is_echo = !strcmp(argv[2], "echo");
     size = strtoul(argv[3], NULL, 10);
     connections = atoi(argv[4]);
-    uint64_t batch = !strcmp(argv[2], "stream") ? BATCH_BYTES / size : 1;
+    if (!strcmp(argv[2], "vectors"))
+        copy_bytes = 0;
+    uint64_t batch = is_echo || !strcmp(argv[2], "single") ? 1 : BATCH_BYTES / size;
     batch = batch < 1 ? 1 : batch > BATCH ? BATCH : batch;
     peers = calloc(connections, sizeof *peers);
     payload = malloc(size);

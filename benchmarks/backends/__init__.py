@@ -23,7 +23,9 @@ class Backend:
     name: str
     summary: str
     module: str = ""
-    """In this package; "" for a program in C."""
+    """In this package; "" for the program in C."""
+    batch: str = "stream"
+    """How the program in C sends many messages."""
     requires: str = ""
     """The module that must be importable."""
     package: str = ""
@@ -60,11 +62,31 @@ BACKENDS = {
             scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets"),
             one_process=True,
         ),
-        Backend(name="yardstick", summary="a C program with the same header on TCP", scenarios=(*EVERY_STREAM, "peers")),
-        Backend(name="pyzmq", summary="ZeroMQ, blocking calls", module="zeromq", requires="zmq", package="pyzmq"),
-        Backend(name="uvloop", summary="a protocol of uvloop, length prefix", module="uvloop_protocol", requires="uvloop", package="uvloop"),
         Backend(
-            name="trio-streams", summary="trio.SocketStream, length prefix written by hand", module="trio_streams", requires="trio", package="trio"
+            name="yardstick",
+            summary="a C program, TCP, the same header; small payloads are copied into one buffer",
+            scenarios=(*EVERY_STREAM, "peers"),
+        ),
+        Backend(
+            name="yardstick-writev",
+            summary="the same, each header and payload a vector of writev",
+            batch="vectors",
+            scenarios=("stream",),
+        ),
+        Backend(name="pyzmq", summary="ZeroMQ, blocking calls", module="zeromq", requires="zmq", package="pyzmq"),
+        Backend(
+            name="uvloop",
+            summary="an asyncio protocol on uvloop, length prefix",
+            module="uvloop_protocol",
+            requires="uvloop",
+            package="uvloop",
+        ),
+        Backend(
+            name="trio-streams",
+            summary="trio streams, length prefix written by hand",
+            module="trio_streams",
+            requires="trio",
+            package="trio",
         ),
         Backend(name="pynng", summary="nng under trio", module="nng", requires="pynng", package="pynng"),
         Backend(name="grpc", summary="gRPC streaming of bytes, asyncio", module="grpc_streaming", requires="grpc", package="grpcio"),

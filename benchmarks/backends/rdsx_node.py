@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import cycle, islice
 
 import trio
-import trio.testing
 
 import rdsx
 from benchmarks.runtimes import TrioRuntime
@@ -144,7 +143,7 @@ class Side(BaseSide):
             assert self._tasks is not None
             for sock in self._receivers:
                 self._tasks.start_soon(self._keep_receiving, sock)
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(0.1)  # until all of them wait
 
     async def receive(self, count: int) -> None:
         if len(self._receivers) > 1:
