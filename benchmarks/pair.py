@@ -163,7 +163,8 @@ def elapsed_s(dones: list[dict[str, Any]]) -> float:
     """From the start of the first sender to the last message of the last receiver. The right side is told first, and waits."""
     left = dones[-1]
     senders = dones if left["messages"] else [left]
-    return (max(done["ended_ns"] for done in dones) - min(sender["started_ns"] for sender in senders)) / 1e9
+    elapsed_ns: int = max(done["ended_ns"] for done in dones) - min(sender["started_ns"] for sender in senders)
+    return elapsed_ns / 1e9
 
 
 @contextlib.asynccontextmanager

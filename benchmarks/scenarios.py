@@ -36,7 +36,7 @@ class Scenario:
     """Receiving sockets of each right peer; with "both-ways" of both sides."""
     sizes: tuple[int, ...] = (64,)
     populations: tuple[int, ...] = (0,)
-    population_of: Literal["", "sockets", "idle_peers"] = ""
+    population_of: Literal["", "sockets", "idle_sockets", "idle_peers"] = ""
 
     def cases(self, sizes: tuple[int, ...] = ()) -> Iterator[Case]:
         """Each message size with each population; `sizes` instead of the scenario's own."""
@@ -69,6 +69,10 @@ class Case:
     def turn_messages(self) -> int:
         """Messages after which every socket of the population has had its batch."""
         return self.sockets * self.batch_messages if self.scenario.population_of == "sockets" else 1
+
+    @property
+    def idle_sockets(self) -> int:
+        return self.population if self.scenario.population_of == "idle_sockets" else 0
 
     @property
     def idle_peers(self) -> int:
@@ -125,8 +129,14 @@ SCENARIOS = {
             population_of="sockets",
         ),
         Scenario(
-            name="peers",
-            summary="one sender, one receiver, while other peers are connected and idle",
+            name="idle-sockets",
+            summary="one sender, one receiver, while the receiver's node has other sockets",
+            populations=(0, 10_000),
+            population_of="idle_sockets",
+        ),
+        Scenario(
+            name="idle-peers",
+            summary="one sender, one receiver, while the receiver's node has other peers, connected",
             populations=(0, 1_000),
             population_of="idle_peers",
         ),

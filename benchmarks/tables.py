@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.results import Figure, Measurement, Results, Spread, ratio
 from benchmarks.scenarios import SCENARIOS, Case
 
-__all__ = ["console", "label", "metric_of", "print_results", "size_text"]
+__all__ = ["console", "label", "metric_of", "number_text", "population_text", "print_results", "size_text"]
 
 WIDTH = 170  # where standard output is no terminal
 
@@ -35,8 +35,8 @@ def size_text(size: int) -> str:
 
 
 def population_text(scenario: str, population: int) -> str:
-    noun = {"sockets": "sockets", "idle_peers": "idle peers", "": ""}[SCENARIOS[scenario].population_of] if scenario in SCENARIOS else ""
-    return f", {population:,} {noun}" if noun else ""
+    of = SCENARIOS[scenario].population_of if scenario in SCENARIOS else ""
+    return f", {population:,} {of.replace('_', ' ')}" if of else ""
 
 
 def metric_of(scenario: str) -> tuple[str, Figure, bool]:

@@ -82,21 +82,18 @@ def alone(scenario: str, figure: Figure) -> Callable[[Results], Spread | None]:
 
 def growth(scenario: str, few: int, many: int) -> Callable[[Results], Spread | None]:
     """CPU time for each message with many of them / with few."""
-    return lambda results: ratio(*(results.rounds(scenario, "rdsx-tcp", SMALL, population) for population in (many, few)), CPU)
+    return lambda results: ratio(results.rounds(scenario, "rdsx-tcp", SMALL, many), results.rounds(scenario, "rdsx-tcp", SMALL, few), CPU)
 
 
-def idle_memory(scenario: str, few: int, many: int) -> Callable[[Results], Spread | None]:
-    """Resident KiB for each one more, before any traffic."""
+def idle_memory(scenario: str, many: int) -> Callable[[Results], Spread | None]:
+    """Resident KiB for each of them, before any traffic."""
 
     def measure(results: Results) -> Spread | None:
-        first, last = (results.rounds(scenario, "rdsx-tcp", SMALL, population) for population in (few, many))
-        return Spread.of((idle(mine) - idle(other)) / (many - few) / 1024 for mine, other in zip(last, first, strict=False))
+        without = {each.round: each.idle_resident_bytes for each in results.rounds(scenario, "rdsx-tcp", SMALL, 0)}
+        full = results.rounds(scenario, "rdsx-tcp", SMALL, many)
+        return Spread.of((each.idle_resident_bytes - without[each.round]) / many / 1024 for each in full if each.round in without)
 
     return measure
-
-
-def idle(measurement: Measurement) -> int:
-    return measurement.idle_resident_bytes
 
 
 TARGETS = (
@@ -115,10 +112,11 @@ TARGETS = (
     Target("all-to-all, 64 B / stream", "≥", 0.7, against_stream("all-to-all")),
     Target("CPU for a million 64 B messages, batched", "≤", 0.5, alone("stream", CPU), " s"),
     Target("CPU for a million 64 B messages, one call each", "≤", 1.2, alone("stream-single", CPU), " s"),
-    Target("memory of an idle socket", "≤", 1, idle_memory("sockets", 1, MANY_SOCKETS), " KiB"),
-    Target("memory of an idle peer", "≤", 24, idle_memory("peers", 0, MANY_PEERS), " KiB"),
-    Target("CPU for each message, 10,000 sockets / 1", "≤", 1.2, growth("sockets", 1, MANY_SOCKETS)),
-    Target("CPU for each message, 1,000 idle peers / none", "≤", 1.2, growth("peers", 0, MANY_PEERS)),
+    Target("memory of an idle socket", "≤", 1, idle_memory("idle-sockets", MANY_SOCKETS), " KiB"),
+    Target("memory of an idle peer", "≤", 24, idle_memory("idle-peers", MANY_PEERS), " KiB"),
+    Target("CPU for each message, 10,000 idle sockets / none", "≤", 1.2, growth("idle-sockets", 0, MANY_SOCKETS)),
+    Target("CPU for each message, 10,000 sockets in turn / 1", "≤", 1.2, growth("sockets", 1, MANY_SOCKETS)),
+    Target("CPU for each message, 1,000 idle peers / none", "≤", 1.2, growth("idle-peers", 0, MANY_PEERS)),
     Target("stream 64 B: reads and writes for 64 messages, both sides", "≤", 1, alone("stream", lambda each: calls_for(each, 64))),
 )
 

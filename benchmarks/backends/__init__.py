@@ -32,6 +32,8 @@ class Backend:
     """What pip installs it with."""
     scenarios: tuple[str, ...] = EVERY_STREAM
     one_process: bool = False
+    buffer_bytes: int = 0
+    """Of the sockets, where the library has that; 0: its default."""
 
     def missing(self) -> str:
         """What to install before it runs; "" if nothing is missing."""
@@ -51,7 +53,7 @@ BACKENDS = {
             module="rdsx_node",
             requires="rdsx",
             package="rdsx",
-            scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "peers"),
+            scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "idle-sockets", "idle-peers"),
         ),
         Backend(
             name="rdsx-loop",
@@ -59,13 +61,22 @@ BACKENDS = {
             module="rdsx_node",
             requires="rdsx",
             package="rdsx",
-            scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets"),
+            scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets", "idle-sockets"),
             one_process=True,
+        ),
+        Backend(
+            name="rdsx-tcp-4M",
+            summary="rdsx with socket buffers of 4 MiB, about what TCP alone lets the others have under way",
+            module="rdsx_node",
+            requires="rdsx",
+            package="rdsx",
+            buffer_bytes=4 << 20,
+            scenarios=("stream", "stream-single", "fan-in", "fan-out"),
         ),
         Backend(
             name="yardstick",
             summary="a C program, TCP, the same header; small payloads are copied into one buffer",
-            scenarios=(*EVERY_STREAM, "peers"),
+            scenarios=(*EVERY_STREAM, "idle-peers"),
         ),
         Backend(
             name="yardstick-writev",

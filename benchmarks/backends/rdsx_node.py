@@ -3,8 +3,8 @@
 Guarantee: in order, exactly once while both processes live, whatever happens to the connection; acknowledged by delivery into the
 receiver's socket queue, and resent from a retransmit queue until then. A slow receiver stops its senders.
 
-Left peers are 127.0.0.2, 127.0.0.3, ...; right ones 127.0.0.1, 127.0.1.1, ...; idle ones 127.1.0.1, ... Buffers are the default of 106,496
-bytes, or 8 messages if that is more.
+Left peers are 127.0.0.2, 127.0.0.3, ...; right ones 127.0.0.1, 127.0.1.1, ...; idle ones 127.1.0.1, ... Socket buffers, which bound
+what is under way, are the default of 106,496 bytes, or 8 messages if that is more; rdsx-tcp-4M has larger ones.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from itertools import cycle, islice
 import trio
 
 import rdsx
+from benchmarks.backends import BACKENDS
 from benchmarks.runtimes import TrioRuntime
 from benchmarks.scenarios import Job
 from benchmarks.side import Side as BaseSide
@@ -26,7 +27,7 @@ __all__ = ["Side"]
 
 FIRST_PORT = 4000  # RDS port of a peer's first socket
 IDLE_PORT = 3999  # where idle peers have said hello
-WINDOW_MESSAGES = 8
+BUFFERED_MESSAGES = 8
 Address = tuple[str, int]
 
 
@@ -36,12 +37,13 @@ class Side(BaseSide):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._loop = job.role == "both"
-        default = rdsx.NodeConfig()
-        window_bytes = max(default.send_buffer_bytes, WINDOW_MESSAGES * self.case.size)
-        self._config = rdsx.NodeConfig(port=job.port, send_buffer_bytes=window_bytes, receive_buffer_bytes=window_bytes)
+        buffer_bytes = BACKENDS[job.backend].buffer_bytes or rdsx.NodeConfig().send_buffer_bytes
+        buffer_bytes = max(buffer_bytes, BUFFERED_MESSAGES * self.case.size)
+        self._config = rdsx.NodeConfig(port=job.port, send_buffer_bytes=buffer_bytes, receive_buffer_bytes=buffer_bytes)
         self._nodes: list[rdsx.Node] = []
         self._senders: list[rdsx.RdsSocket] = []
         self._receivers: list[rdsx.RdsSocket] = []
+        self._idle: list[rdsx.RdsSocket] = []
         self._tasks: trio.Nursery | None = None
         self._wanted = 0
         self._arrived = trio.Event()
@@ -52,6 +54,7 @@ class Side(BaseSide):
             if self.job.is_right:
                 for address in self._right_addresses():
                     self._receivers += await self._open_sockets(stack, address, self.case.sockets)
+                self._idle = [await self._nodes[0].bind() for _ in range(self.case.idle_sockets)]
             if self._loop:
                 self._senders = [await self._nodes[0].bind()]
             elif self.job.is_left:
@@ -67,8 +70,7 @@ class Side(BaseSide):
             yield
 
     async def _open_sockets(self, stack: contextlib.AsyncExitStack, address: str, count: int) -> list[rdsx.RdsSocket]:
-        transport = "loop" if self._loop else "tcp"
-        node = await stack.enter_async_context(rdsx.open_node(address, transport=transport, config=self._config))
+        node = await stack.enter_async_context(rdsx.open_node(address, transport="loop" if self._loop else "tcp", config=self._config))
         self._nodes.append(node)
         return [await node.bind(FIRST_PORT + index) for index in range(count)]
 

@@ -66,7 +66,7 @@ class Side(BaseSide):
         self._wanted = 0
         self._arrived = asyncio.Event()
         self._asked_ns = 0
-        self.take = self._count
+        self.take: Callable[[FrameProtocol, list[bytes]], None] = self._count
         if self.scenario.pattern == "ping-pong":
             self.take = self._ask_again if job.is_left else self._answer
 

@@ -55,16 +55,16 @@ class Side(BaseSide):
         if len(self._sockets) == 1:
             send = self._sockets[0].send
             for _ in range(count):
-                send(payload, copy=copy)
+                send(payload, 0, copy)
             return
         for send in islice(cycle([sock.send for sock in self._sockets]), count):
-            send(payload, copy=copy)
+            send(payload, 0, copy)
 
     async def receive(self, count: int) -> None:
         if len(self._sockets) == 1:
             receive, copy, total = self._sockets[0].recv, self._copy, 0
             for _ in range(count):
-                total += len(receive(copy=copy))
+                total += len(receive(0, copy))
             self.messages += count
             self.bytes += total
             return
@@ -78,7 +78,7 @@ class Side(BaseSide):
     def _receive_all(self, sock: zmq.Socket[bytes]) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
-                self.bytes += len(sock.recv(zmq.DONTWAIT, copy=self._copy))
+                self.bytes += len(sock.recv(zmq.DONTWAIT, self._copy))
                 self.messages += 1
 
     async def ping(self, count: int) -> None:
@@ -86,8 +86,8 @@ class Side(BaseSide):
         payload, copy, times_ns, total = self.payload, self._copy, self.round_trips_ns, 0
         for _ in range(count):
             asked_ns = time.perf_counter_ns()
-            sock.send(payload, copy=copy)
-            message = sock.recv(copy=copy)
+            sock.send(payload, 0, copy)
+            message = sock.recv(0, copy)
             times_ns.append(time.perf_counter_ns() - asked_ns)
             total += len(message)
         self.messages += count
@@ -95,5 +95,7 @@ class Side(BaseSide):
 
     async def echo(self, count: int) -> None:
         (sock,) = self._sockets
+        copy = self._copy
         for _ in range(count):
-            sock.send(sock.recv(copy=self._copy), copy=self._copy)
+            message = sock.recv(0, copy)
+            sock.send(message.buffer if isinstance(message, zmq.Frame) else message, 0, copy)
