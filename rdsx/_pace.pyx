@@ -53,11 +53,9 @@ cdef class Pace:
         if self.calls >= self.max_calls or self.now_s() - self.yielded_at_s >= self.interval_s:
             return True
         if has_status:
-            if run_context is None:
-                return current_task()._cancel_status.effectively_cancelled
             try:
                 return run_context.task._cancel_status.effectively_cancelled
-            except AttributeError:  # outside of a trio run
+            except AttributeError:  # outside of a trio run, or kept elsewhere
                 return current_task()._cancel_status.effectively_cancelled
         return current_effective_deadline() == float("-inf")
 
