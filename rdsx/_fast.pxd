@@ -104,6 +104,7 @@ cdef class CongestionMap:
     cdef bint has(self, uint16_t port) noexcept nogil
     cdef int put(self, uint16_t port, bint congested) except -1
     cdef uint64_t adopt(self, const unsigned char* received) except? 0
+    cdef bint any(self) noexcept nogil
 
 # -- 4. what a node shares ------------------------------------------------------------------------------------------------
 
@@ -242,6 +243,10 @@ cdef class Path:
     cdef uint64_t unacked_received_bytes
     cdef uint64_t map_version_sent              # local map version last put on this link
     cdef bint map_owed                          # the link is new: a map goes first
+    cdef bint map_wanted                        # it shall go once more, changed or not
+    cdef bint map_told                          # the last map on this link had a port in it
+    cdef uint64_t next_receive_at_map           # next_receive when it was put there
+    cdef bint is_map_due(self) noexcept
     cdef object hello                           # extensions of that first map
     cdef int mark_dirty(self) except -1
     cdef int push(self, Endpoint owner, object payload, uint32_t length, uint16_t sport, uint16_t dport, object extensions,

@@ -121,6 +121,8 @@ class BindTable:
         """The first free port from `start` upwards with wrap-around, skipping 0 and 1; None when all are taken."""
     def bind(self, endpoint: Endpoint, port: int) -> None:
         """Give a free port to an unbound endpoint. Does not keep the endpoint alive."""
+    def due_maps(self) -> list[Path]:
+        """The paths whose peer is owed our congestion map."""
 
 @final
 class Endpoint:

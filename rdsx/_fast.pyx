@@ -378,6 +378,15 @@ cdef class CongestionMap:
         self.bits = NULL
         self.version += 1
 
+    cdef bint any(self) noexcept nogil:
+        """Whether any port is congested."""
+        cdef int i
+        if self.bits != NULL:
+            for i in range(MAP_BYTES):
+                if self.bits[i]:
+                    return True
+        return False
+
     def freed(self, waiting):
         """The ports of `waiting` that are not congested now: whom to wake."""
         return [port for port in waiting if not self.has(port)]
@@ -536,14 +545,19 @@ cdef class BindTable:
         self.count += 1
 
     cdef int changed(self) except -1:
-        """Our congestion map changed: every connected peer is owed a new one."""
+        """Our congestion map changed: peers are owed a new one."""
         cdef Path path
         for path in self.routes.values():
-            if not path.local:
+            if not path.local and path.is_map_due():
                 self.core.counters[C_CONG_UPDATE_QUEUED] += 1
         self.core.remapped.append(self)
         self.core.attention = True
         return 0
+
+    def due_maps(self):
+        """The paths whose peer is owed our map."""
+        cdef Path path
+        return [path for path in self.routes.values() if path.is_map_due()]
 
 
 # Codes of submit: why a message was not queued.
@@ -987,9 +1001,18 @@ cdef class Path:
     def retired(self):
         return self.head
 
+    cdef bint is_map_due(self) noexcept:
+        if self.map_owed or self.map_wanted:
+            return True
+        if self.map_version_sent == self.table.congestion.version:
+            return False
+        # An rdsx peer that has sent nothing since our last map, on which no port was full, neither fills a port nor waits for one. It is
+        # told when it sends: a thousand idle peers do not get 8 KiB each whenever a port fills up.
+        return not self.peer_acks or self.map_told or self.next_receive != self.next_receive_at_map
+
     @property
     def map_due(self):
-        return self.map_owed or self.map_version_sent != self.table.congestion.version
+        return self.is_map_due()
 
     def push_control(self, uint16_t sport, uint16_t dport, extensions, *, bint once=False):
         """Queue an empty message of no socket: a ping, pong or probe. `once`: not while one queued so is still unacknowledged."""
@@ -1003,7 +1026,7 @@ cdef class Path:
 
     def owe_map(self):
         """The peer is owed our map once more, although it has not changed."""
-        self.map_version_sent = ~self.table.congestion.version
+        self.map_wanted = True
         self.mark_dirty()
 
     def open(self, hello):

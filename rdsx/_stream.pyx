@@ -52,7 +52,7 @@ cdef class StreamWriter:
         cdef size_t used = 0, run = 0, total = 0, at = path.partial, rest
         cdef Sent* slot
         if self.control is None and at == 0:
-            if path.map_due:
+            if path.is_map_due():
                 self.start_map()
             elif path.ack_due == ACK_NOW and (index == path.tail or path.held):
                 self.start_ack()
@@ -118,8 +118,10 @@ cdef class StreamWriter:
             header = pack_header(0, 0, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP)
         self.control = header + bytes(path.table.congestion)
         self.control_at = 0
-        path.map_owed = False
+        path.map_owed = path.map_wanted = False
         path.map_version_sent = path.table.congestion.version
+        path.map_told = path.table.congestion.any()
+        path.next_receive_at_map = path.next_receive
         return 0
 
     cdef int start_ack(self) except -1:
@@ -171,7 +173,7 @@ cdef class StreamWriter:
     def idle(self):
         """Nothing is to be written, and nothing is half written."""
         cdef Path path = self.path
-        return (self.control is None and path.partial == 0 and path.cursor == path.tail and not path.map_due
+        return (self.control is None and path.partial == 0 and path.cursor == path.tail and not path.is_map_due()
                 and path.ack_due != ACK_NOW)
 
 
@@ -293,7 +295,7 @@ cdef class StreamReader:
             path.ack_due = ACK_LATER
             if path.unacked_received >= ACK_EVERY_MESSAGES or path.unacked_received_bytes >= ACK_EVERY_BYTES:
                 path.ack_due = ACK_NOW
-        if path.ack_due == ACK_NOW:
+        if path.ack_due == ACK_NOW or path.is_map_due():
             path.mark_dirty()
         return NEED_MORE
 

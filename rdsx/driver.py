@@ -160,7 +160,7 @@ class Driver(Stack[EngineSocket]):
                     link.resume()
             for table in core.take_remapped():
                 self.map_changed(table.congestion, 2**64 - 1)
-                for path in table.routes.values():
+                for path in table.due_maps():
                     if path.supervisor is not None and not path.corked and (link := path.supervisor.link) is not None:
                         link.kick()
 

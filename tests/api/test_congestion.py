@@ -106,3 +106,29 @@ async def test_tasks_of_many_sockets_wait_for_one_port() -> None:
         receiver.recvmmsg_nowait(sent)
         await trio.testing.wait_all_tasks_blocked()
         assert {address[1] for _, address in receiver.recvmmsg_nowait()} == set(range(4000, 4010)) - {4003}
+
+
+async def test_idle_peers_are_told_when_they_send() -> None:
+    """A map is 8 KiB: a peer that has nothing to do with a port that fills up and is read does not get one each time."""
+    async with duo("tcp") as two, rdsx.open_node("127.0.0.3", config=two.left.config) as third:
+        left, right = await small(two)
+        idle, other = await third.bind(4000), await bound(two.right, 5001, RIGHT)
+        await idle.sendto(b"hello", other.getsockname())
+        await idle.flush()
+        maps = third.statistics().counters["cong_update_received"]
+        for _ in range(5):
+            for _ in range(await congest(left, right.getsockname())):
+                right.recv_nowait()
+            await left.wait_writable(right.getsockname())
+        await idle.sendto(b"what it would come behind", other.getsockname())
+        await idle.flush()
+        assert third.statistics().counters["cong_update_received"] <= maps + 1
+        sent = await congest(left, right.getsockname())
+        await idle.sendto(b"late", right.getsockname())
+        while not knows_congested(idle, right.getsockname()):
+            await trio.sleep(0.001)
+        for _ in range(sent + 1):
+            await right.recv()
+        await idle.wait_writable(right.getsockname())
+        await idle.sendto(b"free", right.getsockname())
+        assert await right.recvfrom() == (b"free", idle.getsockname())
