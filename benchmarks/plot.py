@@ -52,7 +52,7 @@ def plot_scenario(results: Results, scenario: str, target: Path) -> None:
             row += 1
         row += 0.6
     axes.set_yticks(rows, names)
-    axes.invert_yaxis()
+    axes.set_ylim(row - 0.6, -1.0)  # first on top
     axes.set_xscale("log")
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(heading)

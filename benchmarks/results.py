@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Measurement", "Results", "Spread", "machine_facts"]
+__all__ = ["Measurement", "Results", "Spread", "machine_facts", "ratio"]
 
 FORMAT = 1
 PACKAGES = ("rdsx", "trio", "Cython", "pyzmq", "pynng", "uvloop", "grpcio")

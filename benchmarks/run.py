@@ -37,7 +37,7 @@ LARGEST_BYTES = 1 << 20
     help="Payload bytes, instead of each scenario's own; may be repeated.",
 )
 @click.option("--all-sizes", is_flag=True, help=f"As --size for each of {', '.join(map(str, SIZES))}.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Measurements of each cell, in fresh processes.")
+@click.option("--rounds", default=4, show_default=True, type=click.IntRange(1), help="Measurements of each cell, in fresh processes.")
 @click.option("--seconds", default=0.25, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
 @click.option("--messages", default=0, type=click.IntRange(0), help="Measure exactly so many messages, instead of --seconds.")
 @click.option("--baseline", default=BASELINE, show_default=True, type=click.Choice(list(BACKENDS)), help="What ratios are to.")
