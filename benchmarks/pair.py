@@ -150,6 +150,10 @@ async def measured_phase(workers: list[Worker], case: Case, plan: Plan) -> tuple
 async def run_phase(workers: list[Worker], case: Case, count: int) -> list[dict[str, Any]]:
     """Move so many messages; what the workers said of it, right one first. BenchmarkError if not all arrived."""
     for worker in workers:
+        await worker.tell("prepare")
+    for worker in workers:
+        await worker.hear("prepared", PHASE_S)
+    for worker in workers:
         await worker.tell(f"go {count}")
     dones = [await worker.hear("done", PHASE_S) for worker in workers]
     counted = dones[-1:] if case.scenario.pattern == "ping-pong" else dones

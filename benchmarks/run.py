@@ -1,13 +1,15 @@
 """`benchmarks run`: scenarios over backends, in rounds. Owns the order of measurements and the progress line.
 
-Invariant: within one case all backends are measured one after the other, round by round (A, B, C, A, B, C, ...), so that a change of the
-machine's speed meets all of them.
+Invariant: all backends, and all populations of one scenario and size, are measured one after the other, round by round (A, B, C, A, B, C,
+...), so that a change of the machine's speed meets all of them. Only different scenarios and sizes are apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ from rich.console import Console
 from benchmarks.backends import BACKENDS, Backend
 from benchmarks.pair import BenchmarkError, Plan, measure
 from benchmarks.results import Results, machine_facts
-from benchmarks.scenarios import SCENARIOS, SIZES, Scenario
+from benchmarks.scenarios import SCENARIOS, SIZES, Case, Scenario
 from benchmarks.tables import label, print_results
 
 __all__ = ["command", "run_all"]
@@ -95,20 +97,23 @@ async def run_all(
             results.skipped[backend.name] = missing
         else:
             present.append(backend)
-    cases = [case for scenario in scenarios for case in scenario.cases(sizes)]
-    able_of = {case: [backend for backend in present if case.scenario.name in backend.scenarios] for case in cases}
-    total, done = rounds * sum(map(len, able_of.values())), 0
-    for case, able in able_of.items():
-        failed: set[str] = set()
+    groups = [
+        [(case, backend) for case in cases for backend in present if scenario.name in backend.scenarios]
+        for scenario in scenarios
+        for _, cases in groupby(scenario.cases(sizes), attrgetter("size"))
+    ]
+    total, done = rounds * sum(map(len, groups)), 0
+    for group in groups:
+        failed: set[tuple[Case, str]] = set()
         for number in range(rounds):
-            for backend in able:
+            for case, backend in group:
                 done += 1
-                if backend.name in failed:
+                if (case, backend.name) in failed:
                     continue
                 show_progress(f"{done} of {total}: {label(case)}, {backend.name}, round {number + 1}")
                 try:
                     results.measurements.append(replace(await measure(backend, case, plan), round=number))
                 except BenchmarkError as error:
-                    failed.add(backend.name)
+                    failed.add((case, backend.name))
                     results.failures.append(f"{label(case)}, {backend.name}: {error}")
     return results

@@ -4,6 +4,7 @@ The parent (`pair.py`) writes commands to standard input, one on a line; events 
 
     (start)   booted                everything is imported
     open      ready                 the right side listens; the left side has connected
+    prepare   prepared              nothing is left over from before: a measured section may begin
     go N      done                  N messages were sent, or all have arrived: when it began and ended, what arrived, latencies
     report    report                CPU time since the last `go`, resident memory, counters
     stop      (end)
@@ -67,17 +68,19 @@ async def _serve(side: Side, job: Job, commands: queue.Queue[str]) -> None:
     async with side.opened(lambda: _emit("ready")):
         while True:
             command, *arguments = (await side.runtime.wait_for(commands.get)).split()
-            if command == "go":
+            if command == "prepare":
+                gc.collect()  # not in the measured section, where it can take long
                 if not idle_resident_bytes:
                     idle_resident_bytes = _resident_bytes()
                     await side.prepare()
+                _emit("prepared")
+            elif command == "go":
                 counters_before = side.counters()
                 cpu_before_s = _cpu_s()
                 started_ns = time.monotonic_ns()
                 await play(side, job, int(arguments[0]))
                 ended_ns = time.monotonic_ns()
                 _emit("done", started_ns=started_ns, ended_ns=ended_ns, **_arrived(side), **_latencies(side))
-                gc.collect()  # here, for it can take long: the next phase starts with a clean slate and without a delay
             elif command == "report":
                 cpu_s = _cpu_s() - cpu_before_s
                 counters = {name: count - counters_before.get(name, 0) for name, count in side.counters().items()}

@@ -259,10 +259,12 @@ int main(int argc, char **argv)
     while (fgets(line, sizeof line, stdin)) {
         if (!strcmp(line, "open\n")) {
             set_up(is_left, atoi(argv[5]), atoi(argv[6]));
+        } else if (!strcmp(line, "prepare\n")) {
+            idle_bytes = idle_bytes ? idle_bytes : resident_bytes();
+            printf("{\"event\": \"prepared\"}\n");
         } else if (!strncmp(line, "go ", 3)) {
             uint64_t count = strtoull(line + 3, NULL, 10), messages_before = received_messages, bytes_before = received_bytes;
             uint64_t *times = is_left && is_echo ? malloc(count * sizeof *times) : NULL;
-            idle_bytes = idle_bytes ? idle_bytes : resident_bytes();
             cpu_before = cpu_s(), reads_before = reads, writes_before = writes;
             uint64_t started = now_ns();
             for (uint64_t i = 0; is_echo && i < count; i++) {
