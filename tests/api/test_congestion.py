@@ -122,7 +122,8 @@ async def test_idle_peers_are_told_when_they_send() -> None:
             await left.wait_writable(right.getsockname())
         await idle.sendto(b"what it would come behind", other.getsockname())
         await idle.flush()
-        assert third.statistics().counters["cong_update_received"] <= maps + 1
+        # Full and free once, because it had sent something before; and where things stand now. Not ten times.
+        assert third.statistics().counters["cong_update_received"] <= maps + 3
         sent = await congest(left, right.getsockname())
         await idle.sendto(b"late", right.getsockname())
         while not knows_congested(idle, right.getsockname()):
