@@ -349,10 +349,12 @@ class Driver(Stack[EngineSocket]):
             if not self._owing:
                 await self._owing_signal.wait()
                 pause_s = self.config.ack_delay_s
-            with trio.move_on_after(pause_s):
-                if pause_s > self.config.ack_delay_s:
+            if pause_s > self.config.ack_delay_s:
+                with trio.move_on_after(pause_s):
                     await self._owing_signal.wait()
                     pause_s = self.config.ack_delay_s
+                    await trio.sleep(pause_s)
+            else:
                 await trio.sleep(pause_s)
             still: dict[Supervisor, None] = {}
             owing, self._owing = self._owing, still

@@ -46,9 +46,16 @@ class SocketOptions:
     transport: int = c.RDS_TRANS_NONE
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+NO_LIMIT = contextlib.nullcontext()
+
+
+def time_limit(seconds: float) -> contextlib.AbstractContextManager[None]:
     """SO_SNDTIMEO and SO_RCVTIMEO: ETIMEDOUT, not EAGAIN, as RDS has it."""
+    return NO_LIMIT if seconds == inf else limited(seconds)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
     with trio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
