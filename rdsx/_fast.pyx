@@ -714,7 +714,7 @@ cdef class Endpoint:
         if type(address) is not tuple or (len(<tuple>address) != 2 and (len(<tuple>address) != 4 or (<tuple>address)[3])):
             return NO_ROUTE
         host = (<tuple>address)[0]
-        if host is not self.last_host or self.last_path.forgotten:
+        if self.last_path is None or host is not self.last_host or self.last_path.forgotten:
             found = self.table.routes.get(host)
             if found is None:
                 return NO_ROUTE
