@@ -23,7 +23,7 @@ from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_
 from rdsx.ancillary import ZcopyCompletion, ZcopyCookie, fit, is_whole, pack_sockaddr
 from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.kernel.af_rds import kernel_sockaddr, look_until
-from rdsx.options import integer, octets, seconds, time_limit
+from rdsx.options import SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW, integer, octets, seconds, time_limit
 from rdsx.sockets import ControlMessage, RdsSocket, check_size, check_tos, numeric_sockaddr
 from rdsx.statistics import SocketStatistics
 from rdsx.wire.info import MessageInfo
@@ -44,8 +44,8 @@ MSG_CTRUNC, MSG_DONTWAIT, MSG_OOB, MSG_PEEK, MSG_TRUNC = (
     socket.MSG_TRUNC,
 )
 MSG_ERRQUEUE, MSG_ZEROCOPY = socket.MSG_ERRQUEUE, 0x4000000
-SEND_TIMEOUTS = (socket.SO_SNDTIMEO, 67)  # ... and SO_SNDTIMEO_NEW
-RECEIVE_TIMEOUTS = (socket.SO_RCVTIMEO, 66)
+SEND_TIMEOUTS = (socket.SO_SNDTIMEO, SO_SNDTIMEO_NEW)
+RECEIVE_TIMEOUTS = (socket.SO_RCVTIMEO, SO_RCVTIMEO_NEW)
 TIMEVAL_BYTES = 16
 
 # Room for all that can come with one datagram, and for sixteen RDMA notifications.
@@ -296,8 +296,8 @@ class KernelSocket(RdsSocket):
         if self._host is None:
             return []
         peer = None if where is None else (where[0].text, where[1])
-        messages = self._kernel.unacknowledged(self._host)
-        return [message for message in messages if message.local[1] == self._port and peer in (None, message.peer)]
+        local = self._host.text, self._port
+        return [message for message in self._kernel.unacknowledged() if message.local == local and peer in (None, message.peer)]
 
     # -- receiving
 
@@ -454,10 +454,12 @@ class KernelSocket(RdsSocket):
         return fcntl.ioctl(self._sock, SIOCRDSGETTOS, b"\0")[0]
 
     def statistics(self) -> SocketStatistics:
-        bound_and_open = self._host is not None and not self._closed
-        sent = self._unacknowledged() if bound_and_open else []
-        waiting = self._kernel.received(self._host) if bound_and_open and self._host is not None else []
-        queued = [message for message in waiting if message.local[1] == self._port]
+        sent: list[MessageInfo] = []
+        queued: list[MessageInfo] = []
+        if self._host is not None and not self._closed:
+            local = self._host.text, self._port
+            sent = self._unacknowledged()
+            queued = [message for message in self._kernel.received() if message.local == local]
         return SocketStatistics(
             sent_messages=self._sent_messages,
             received_messages=self._received_messages,

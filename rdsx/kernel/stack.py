@@ -79,18 +79,17 @@ class KernelStack(Stack[KernelSocket]):
         """How many congestion maps the kernel has received, from anybody."""
         return pages.read_counters(self.asker)["cong_update_received"]
 
-    def unacknowledged(self, host: Host) -> list[MessageInfo]:
-        """Messages from a local address that are queued or not acknowledged.
+    def unacknowledged(self) -> list[MessageInfo]:
+        """Messages of this machine that are queued or not acknowledged.
 
         The send queue is read before and after: a lost connection moves messages back to it. Who is listed twice is named once.
         """
         queues = pages.read_messages(self.asker, "send_messages", "retransmit_messages", "send_messages")
-        return list(dict.fromkeys(message for message in queues if message.local[0] == host.text))
+        return list(dict.fromkeys(queues))
 
-    def received(self, host: Host) -> list[MessageInfo]:
-        """Messages to a local address that nobody has received yet."""
-        queue = pages.read_messages(self.asker, "receive_messages")
-        return [message for message in queue if message.local[0] == host.text]
+    def received(self) -> list[MessageInfo]:
+        """Messages to this machine that nobody has received yet."""
+        return list(pages.read_messages(self.asker, "receive_messages"))
 
     def info(self) -> Info:
         return pages.read_info(self.asker)
@@ -121,7 +120,7 @@ class KernelStack(Stack[KernelSocket]):
     async def drain(self) -> None:
         def is_done() -> bool:
             ports = {(sock._host.text, sock._port) for sock in self.sockets if sock._host is not None}
-            return not any(message.local in ports for host in self.hosts.values() for message in self.unacknowledged(host))
+            return not any(message.local in ports for message in self.unacknowledged())
 
         with trio.move_on_after(self.config.close_drain_s / 2):
             await look_until(is_done)
