@@ -19,10 +19,8 @@ import pytest
 import trio
 
 from contractkit import IN_GUEST, LEFT, RIGHT, eventually, is_kernel, pair
-from lab import kernel as kernels
-from lab import requirements
-from lab.kernel import KernelUnavailableError
 from lab.lab import Lab
+from lab.readiness import require_host, require_kernel
 from namespaces import make_namespaces
 
 ROOT = Path(__file__).parents[2]
@@ -53,15 +51,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @functools.cache
 def run_in_guest(series: str) -> dict[str, dict[str, str]]:
     """All cases of one kernel: outcome and text by the test's name; under "" what the run as a whole printed."""
-    give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-    if missing := requirements.absent():
-        give_up(f"the lab cannot run: {'; '.join(missing)}")
-    try:
-        if os.environ.get("CI") == "true":
-            kernels.prepare(series)
-        kernels.find(series)
-    except KernelUnavailableError as error:
-        give_up(f"the lab cannot run: {error}")
+    require_host()
+    require_kernel(series)
     return trio.run(guest_outcomes, series)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import trio
 
-from lab import kernel as kernels
 from lab import requirements
 from lab.control import Result
 from lab.guest import Guest
-from lab.kernel import DEFAULT_KERNEL, KernelUnavailableError
+from lab.kernel import DEFAULT_KERNEL
 from lab.lab import Lab
+from lab.readiness import require_host, require_kernel
 
 BOOT_S = 240.0
 
@@ -36,30 +36,17 @@ def pytest_report_header() -> str:
 SERIES = os.environ.get("RDSX_LAB_KERNELS", DEFAULT_KERNEL).split(",")
 
 
-def give_up(reason: str) -> None:
-    """Skip, or fail where everything has to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"the lab cannot run, and CI=true: {reason}", pytrace=False)
-    pytest.skip(f"the lab cannot run: {reason}")
-
-
 @pytest.fixture(scope="session")
 def lab_is_possible() -> None:
     """Skips or fails what needs the lab where it cannot be."""
-    if missing := requirements.absent():
-        give_up("; ".join(missing))
+    require_host()
 
 
 @pytest.fixture(scope="session", params=SERIES)
 def series(request: pytest.FixtureRequest, lab_is_possible: None) -> str:
     """The series of the kernel to test against, prepared."""
     name: str = request.param
-    try:
-        if os.environ.get("CI") == "true":
-            kernels.prepare(name)
-        kernels.find(name)
-    except KernelUnavailableError as error:
-        give_up(str(error))
+    require_kernel(name)
     return name
 
 
