@@ -25,6 +25,7 @@ from rdsx.engine.connection import Connection
 from rdsx.engine.events import Event
 from rdsx.engine_socket import EngineSocket
 from rdsx.errors import TooManyPeersError
+from rdsx.lot import Lot
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
 from rdsx.supervisor import Supervisor
@@ -69,7 +70,7 @@ class Driver(Stack[EngineSocket]):
         self._foreign: dict[str, CongestionMap] = {}
         self._supervisors: dict[tuple[str, str], Supervisor] = {}
         self.monitors: dict[EngineSocket, None] = {}
-        self._congested: dict[CongestionMap, dict[int, trio.lowlevel.ParkingLot]] = {}
+        self._congested: dict[CongestionMap, dict[int, Lot]] = {}
         self._drops: Counter[str] = Counter()
         self._subscribers: dict[trio.MemorySendChannel[Event], None] = {}
         self._missed_events = 0
@@ -164,11 +165,11 @@ class Driver(Stack[EngineSocket]):
                     if path.supervisor is not None and not path.corked and (link := path.supervisor.link) is not None:
                         link.kick()
 
-    def congestion_lot(self, path: Path, port: int) -> trio.lowlevel.ParkingLot:
+    def congestion_lot(self, path: Path, port: int) -> Lot:
         """Where to wait until `port` at the other end of `path` may be free."""
         if path.supervisor is not None and path.supervisor.link is None:
             path.supervisor.kick()
-        return self._congested.setdefault(path.foreign, {}).setdefault(port, trio.lowlevel.ParkingLot())
+        return self._congested.setdefault(path.foreign, {}).setdefault(port, Lot())
 
     def is_awaited(self, path: Path) -> bool:
         """Whether somebody waits for congestion to end at the other end of `path`."""

@@ -18,6 +18,7 @@ from rdsx import ancillary, options
 from rdsx._fast import Endpoint, Path
 from rdsx.addresses import Host, SockAddr, parse_sockaddr, resolve_sockaddr
 from rdsx.errors import CongestedError, MessageTooLongError
+from rdsx.lot import Lot
 from rdsx.sockets import ControlMessage, RdsSocket, check_size, check_tos, numeric_sockaddr
 from rdsx.statistics import SocketStatistics
 
@@ -44,9 +45,9 @@ class Waiting:
     __slots__ = ("congested", "receivers", "senders")
 
     def __init__(self) -> None:
-        self.receivers = trio.lowlevel.ParkingLot()
-        self.senders = trio.lowlevel.ParkingLot()
-        self.congested: Counter[trio.lowlevel.ParkingLot] = Counter()  # the driver's lots, and how many of our tasks are in each
+        self.receivers = Lot()
+        self.senders = Lot()
+        self.congested: Counter[Lot] = Counter()  # the driver's lots, and how many of our tasks are in each
 
 
 class EngineSocket(RdsSocket):
@@ -434,6 +435,7 @@ class EngineSocket(RdsSocket):
                     await lot.park()
                 finally:
                     endpoint.receive_waiting = len(lot) > 0
+                self._pace.yielded()
 
     def _wake(self) -> None:
         """The endpoint's state changed: let waiters look again."""

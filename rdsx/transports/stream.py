@@ -1,9 +1,9 @@
 """A link over a byte stream: one reader and one writer task between a `ByteStream` and a `Path`.
 
-The way of a message out: `kick()` writes at once what the path holds, and until the writer task has had its turn further messages
-only gather (the path is *corked*), so that a lone message leaves without delay and many of one scheduler tick leave in one system
-call. The way in: read, parse, report, until the stream is empty. Invariant: a path is corked exactly while the writer task is sure
-to look at it again.
+The way of a message out: `kick()` writes a lone message at once and is done with it. When messages come closer together, it writes what
+the path holds, and until the writer task has had its turn further ones only gather (the path is *corked*), so that many of one
+scheduler tick leave in one system call. The way in: read, parse, report, until the stream is empty. Invariant: a path is corked
+exactly while the writer task is sure to look at it again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from rdsx.transports.signal import Signal
 
 __all__ = ["StreamLink"]
 
+LONE_S = 20e-6  # a message that comes so long after the last lone one is not one of many: it need not be held for company
+SHORT_READ_BYTES = 4096  # a read of less has emptied the stream: to ask again at once would cost more than it mostly gives
 READ_TURN_BYTES = 1048576  # let other tasks run after reading this much in one go
 REPORT_BYTES = 1024  # ... where each probe, map and hello counts as so much more: those cost Python, and a flood of them much of it
 
@@ -60,6 +62,7 @@ class StreamLink:
         self._silent = False  # nothing more is to be written
         self._superseded = False  # ... once a kernel has been answered
         self._finish_wanted = False
+        self._wrote_at_s = -inf  # when kick() last wrote a lone message
         self._reason = ""  # why it ends; the first reason counts
         self.detail = ""  # what exactly was wrong with the peer's bytes
 
@@ -83,9 +86,17 @@ class StreamLink:
         return self._reason
 
     def kick(self) -> None:
+        if self._full:  # the writer task goes on when there is room
+            return
+        lone = self._path.send_queue <= 1
+        now_s = trio.current_time()
+        if not lone or now_s - self._wrote_at_s >= LONE_S:
+            written = self._transmit()
+            if lone and written:
+                self._wrote_at_s = now_s
+                self._path.corked = False
+                return
         self._path.corked = True
-        if not self._full:
-            self._transmit()
         self._write_signal.set()
 
     def resume(self) -> None:
@@ -157,8 +168,8 @@ class StreamLink:
         except OSError as error:
             self._broken(error)
 
-    def _transmit(self) -> None:
-        """Write until nothing is left or the stream is full."""
+    def _transmit(self) -> bool:
+        """Write until nothing is left or the stream is full; False if it is full."""
         writer = self._writer
         while not self._silent and not self._full:
             buffers = writer.poll()
@@ -175,6 +186,7 @@ class StreamLink:
                 writer.written(count)
         if not self._path.peer_acks and self._path.retransmit_queue:
             self._owner.owes_acks()
+        return not self._full
 
     def _broken(self, error: OSError) -> None:
         """The stream cannot be written. What the peer sent before may still be there: the reader goes on to the end of it."""
@@ -194,7 +206,14 @@ class StreamLink:
     async def _read_to_the_end(self, silence: trio.CancelScope) -> str:
         """`silence` ends a link whose peer does not speak; it is called off with the first header."""
         turn = 0
+        heard = empty = False
         while True:
+            if empty:
+                try:
+                    await self._stream.wait_readable()
+                except OSError as error:
+                    return reason_of(error)
+                turn = 0
             if self._path.paused:
                 if not await self._wait_unpaused():
                     return "closing"
@@ -202,16 +221,13 @@ class StreamLink:
             try:
                 count = self._stream.receive_into(self._reader.buffers())
             except BlockingIOError:
-                turn = 0
-                try:
-                    await self._stream.wait_readable()
-                except OSError as error:
-                    return reason_of(error)
+                empty = True
                 continue
             except OSError as error:
                 return reason_of(error)
             if count == 0:
                 return "closed_by_peer"
+            empty = count < SHORT_READ_BYTES
             self._reader.received(count)
             try:
                 turn += count + self._take_in() * REPORT_BYTES
@@ -220,7 +236,8 @@ class StreamLink:
                 self._owner.attend()
                 self._stream.abort()
                 return error.reason
-            if self._reader.heard:
+            if not heard and self._reader.heard:
+                heard = True
                 silence.deadline = inf
             self._owner.attend()
             if turn > READ_TURN_BYTES:
