@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "run": "benchmarks.run",
+    "guest": "benchmarks.guest",
     "compare": "benchmarks.compare",
     "plot": "benchmarks.plot",
     "targets": "benchmarks.targets",

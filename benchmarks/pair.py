@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ WARM_UP_BYTES = 2 << 20  # of the first phase, at most
 WARM_UP_SHARE = 0.3  # of the wanted time: how long the phase takes that tells how many messages fill it
 SHORTEST_SHARE = 0.5  # of the wanted time: what a measured section has at least
 GROWTH = 8  # from one phase to the next, at most
+NAMESPACE_HOSTS = ("10.78.0.1", "10.78.0.2")  # of the namespaces "left" and "right", see tests/namespaces.py
 PORTS = range(20_000, 32_000)  # below the range of ephemeral ports
 ports = itertools.cycle(PORTS[os.getpid() * 16 % len(PORTS) :])
 
@@ -46,11 +48,12 @@ class BenchmarkError(Exception):
 
 
 class Plan:
-    """How long to measure: `seconds`, or exactly so many `messages`, for tests."""
+    """How long to measure: `seconds`, or exactly so many `messages`, for tests. `namespaces`: each side runs in one of its own."""
 
-    def __init__(self, seconds: float, messages: int = 0) -> None:
+    def __init__(self, seconds: float, messages: int = 0, *, namespaces: bool = False) -> None:
         self.seconds = seconds
         self.messages = messages
+        self.namespaces = namespaces
 
 
 class Worker:
@@ -90,7 +93,7 @@ class Worker:
 
 async def measure(backend: Backend, case: Case, plan: Plan) -> Measurement:
     """One round of one cell, in fresh processes. Raises BenchmarkError."""
-    async with open_workers(backend, case) as workers:
+    async with open_workers(backend, case, plan) as workers:
         right, left = workers[0], workers[-1]
         for worker in workers:
             await worker.hear("booted", OPEN_S)
@@ -172,7 +175,7 @@ def elapsed_s(dones: list[dict[str, Any]]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def open_workers(backend: Backend, case: Case) -> AsyncIterator[list[Worker]]:
+async def open_workers(backend: Backend, case: Case, plan: Plan) -> AsyncIterator[list[Worker]]:
     """The worker processes, the right one first."""
     port = free_port()
     roles: tuple[Role, ...] = ("both",) if backend.one_process else ("right", "left")
@@ -180,7 +183,11 @@ async def open_workers(backend: Backend, case: Case) -> AsyncIterator[list[Worke
     pipe = subprocess.PIPE
     try:
         for role in roles:
-            command = worker_command(Job(backend=backend.name, role=role, port=port, case=case))
+            job = Job(backend=backend.name, role=role, port=port, case=case)
+            if plan.namespaces:
+                command = ["ip", "netns", "exec", role, *worker_command(replace(job, hosts=NAMESPACE_HOSTS))]
+            else:
+                command = worker_command(job)
             # A session of its own: Ctrl-C in the terminal reaches the parent only, which then ends both.
             process = await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
             workers.append(Worker(role, process))

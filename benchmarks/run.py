@@ -43,6 +43,7 @@ LARGEST_BYTES = 1 << 20
 @click.option("--seconds", default=0.25, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
 @click.option("--messages", default=0, type=click.IntRange(0), help="Measure exactly so many messages, instead of --seconds.")
 @click.option("--baseline", default=BASELINE, show_default=True, type=click.Choice(list(BACKENDS)), help="What ratios are to.")
+@click.option("--namespaces", is_flag=True, hidden=True, help="Each side in a namespace of its own: `benchmarks guest` made them.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a result file.")
 def command(
     scenarios: Sequence[str],
@@ -53,6 +54,7 @@ def command(
     seconds: float,
     messages: int,
     baseline: str,
+    namespaces: bool,
     path: Path | None,
 ) -> None:
     """Run scenarios over backends and print one table for each scenario.
@@ -70,7 +72,7 @@ def command(
             [BACKENDS[name] for name in dict.fromkeys(backends or BACKENDS)],
             SIZES if all_sizes else tuple(sizes),
             rounds,
-            Plan(seconds, messages),
+            Plan(seconds, messages, namespaces=namespaces),
             status.update,
         )
     results.settings["baseline"] = baseline
@@ -95,6 +97,8 @@ async def run_all(
     for backend in backends:
         if missing := backend.missing():
             results.skipped[backend.name] = missing
+        elif backend.in_guest and not plan.namespaces:
+            results.skipped[backend.name] = "needs a kernel with RDS: python -m benchmarks guest"
         else:
             present.append(backend)
     groups = [

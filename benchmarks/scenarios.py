@@ -7,7 +7,7 @@ varies besides the message size: sockets of the right node, or idle peers of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 __all__ = ["SCENARIOS", "SIZES", "Case", "Job", "Scenario"]
@@ -87,6 +87,8 @@ class Job:
     role: Role
     port: int
     case: Case
+    hosts: tuple[str, str] = ("127.0.0.2", "127.0.0.1")
+    """Addresses of the left and the right side's first peer."""
 
     @property
     def is_left(self) -> bool:
@@ -102,10 +104,8 @@ class Job:
     @staticmethod
     def from_json(fields: dict[str, Any]) -> Job:
         case = fields["case"]
-        return Job(**{**fields, "case": Case(Scenario(**case["scenario"]), case["size"], case["population"])})
-
-    def with_role(self, role: Role) -> Job:
-        return replace(self, role=role)
+        made = Case(Scenario(**case["scenario"]), case["size"], case["population"])
+        return Job(**{**fields, "case": made, "hosts": tuple(fields["hosts"])})
 
 
 SCENARIOS = {

@@ -34,6 +34,10 @@ class Backend:
     one_process: bool = False
     buffer_bytes: int = 0
     """Of the sockets, where the library has that; 0: its default."""
+    transport: str = ""
+    """Of the rdsx nodes; "" for other libraries."""
+    in_guest: bool = False
+    """Only with a kernel that has RDS, and each side in a network namespace of its own."""
 
     def missing(self) -> str:
         """What to install before it runs; "" if nothing is missing."""
@@ -51,6 +55,7 @@ BACKENDS = {
             name="rdsx-tcp",
             summary="rdsx, one node in each process",
             module="rdsx_node",
+            transport="tcp",
             requires="rdsx",
             package="rdsx",
             scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "idle-sockets", "idle-peers"),
@@ -59,6 +64,7 @@ BACKENDS = {
             name="rdsx-loop",
             summary="rdsx, all sockets on one node of one process",
             module="rdsx_node",
+            transport="loop",
             requires="rdsx",
             package="rdsx",
             scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets", "idle-sockets"),
@@ -68,10 +74,21 @@ BACKENDS = {
             name="rdsx-tcp-4M",
             summary="rdsx with socket buffers of 4 MiB, about what TCP alone lets the others have under way",
             module="rdsx_node",
+            transport="tcp",
             requires="rdsx",
             package="rdsx",
             buffer_bytes=4 << 20,
             scenarios=("stream", "stream-single", "fan-in", "fan-out"),
+        ),
+        Backend(
+            name="rdsx-kernel",
+            summary="the kernel's AF_RDS behind the same calls, over its rds_tcp",
+            module="rdsx_node",
+            transport="kernel",
+            requires="rdsx",
+            package="rdsx",
+            scenarios=("stream", "stream-single", "ping-pong", "all-to-all"),
+            in_guest=True,
         ),
         Backend(
             name="yardstick",

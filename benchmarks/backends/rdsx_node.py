@@ -1,4 +1,4 @@
-"""rdsx over TCP between two processes, or inside one node of one process (transport "loop").
+"""rdsx over TCP between two processes, inside one node of one process (transport "loop"), or in front of the kernel's AF_RDS.
 
 Guarantee: in order, exactly once while both processes live, whatever happens to the connection; acknowledged by delivery into the
 receiver's socket queue, and resent from a retransmit queue until then. A slow receiver stops its senders.
@@ -37,6 +37,7 @@ class Side(BaseSide):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._loop = job.role == "both"
+        self._transport = BACKENDS[job.backend].transport
         buffer_bytes = BACKENDS[job.backend].buffer_bytes or rdsx.NodeConfig().send_buffer_bytes
         buffer_bytes = max(buffer_bytes, BUFFERED_MESSAGES * self.case.size)
         self._config = rdsx.NodeConfig(port=job.port, send_buffer_bytes=buffer_bytes, receive_buffer_bytes=buffer_bytes)
@@ -70,7 +71,7 @@ class Side(BaseSide):
             yield
 
     async def _open_sockets(self, stack: contextlib.AsyncExitStack, address: str, count: int) -> list[rdsx.RdsSocket]:
-        node = await stack.enter_async_context(rdsx.open_node(address, transport="loop" if self._loop else "tcp", config=self._config))
+        node = await stack.enter_async_context(rdsx.open_node(address, transport=self._transport, config=self._config))
         self._nodes.append(node)
         return [await node.bind(FIRST_PORT + index) for index in range(count)]
 
@@ -88,10 +89,10 @@ class Side(BaseSide):
             self._nodes.append(node)
 
     def _left_addresses(self) -> list[str]:
-        return [f"127.0.0.{2 + index}" for index in range(self.scenario.left_peers)]
+        return [self.job.hosts[0], *(f"127.0.0.{2 + index}" for index in range(1, self.scenario.left_peers))]
 
     def _right_addresses(self) -> list[str]:
-        return ["127.0.0.1", *(f"127.0.1.{index}" for index in range(1, self.scenario.right_peers))]
+        return [self.job.hosts[1], *(f"127.0.1.{index}" for index in range(1, self.scenario.right_peers))]
 
     def _left_sockets(self) -> int:
         return self.scenario.sockets if self.scenario.pattern == "both-ways" else 1
@@ -209,5 +210,7 @@ class Side(BaseSide):
             await sock.sendto(data, address)
 
     def counters(self) -> dict[str, int]:
+        if self._transport == "kernel":
+            return {}
         counted = [node.statistics().counters for node in self._nodes]
         return {name: sum(counters.get(name, 0) for counters in counted) for name in ("stream_reads", "stream_writes")}

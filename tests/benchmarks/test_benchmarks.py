@@ -48,7 +48,10 @@ def check(measurement: Measurement, case: Case) -> None:
         assert measurement.p99_us >= measurement.p50_us
 
 
-@pytest.mark.parametrize(("name", "scenario"), combinations(tuple(name for name in BACKENDS if name.startswith("rdsx"))))
+OURS_HERE = tuple(name for name, backend in BACKENDS.items() if backend.transport and not backend.in_guest)
+
+
+@pytest.mark.parametrize(("name", "scenario"), combinations(OURS_HERE))
 async def test_rdsx_plays_every_scenario(name: str, scenario: str) -> None:
     for case in small(SCENARIOS[scenario]).cases():
         measurement = await measure(BACKENDS[name], case, Plan(1.0, MESSAGES))
@@ -82,7 +85,7 @@ def test_jobs_survive_the_command_line() -> None:
         job = Job(backend="rdsx-tcp", role="left", port=1, case=next(scenario.cases()))
         again = Job.from_json(json.loads(json.dumps(job.as_json())))
         assert again.case.scenario.name == name
-        assert (again.case.sockets, again.case.batch_messages) == (job.case.sockets, job.case.batch_messages)
+        assert (again.case.sockets, again.case.batch_messages, again.hosts) == (job.case.sockets, job.case.batch_messages, job.hosts)
 
 
 # -- what is absent or fails
@@ -97,6 +100,12 @@ async def test_an_absent_backend_is_skipped_with_its_package() -> None:
     results = await run_small([absent, BACKENDS["rdsx-loop"]])
     assert results.skipped == {"absent": "pip install no-such-package"}
     assert [(each.backend, each.round) for each in results.measurements] == [("rdsx-loop", 0), ("rdsx-loop", 1)]
+
+
+async def test_the_kernel_is_measured_in_a_guest_only() -> None:
+    results = await run_small([BACKENDS["rdsx-kernel"]])
+    assert results.skipped == {"rdsx-kernel": "needs a kernel with RDS: python -m benchmarks guest"}
+    assert not results.measurements
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
