@@ -20,7 +20,8 @@ cdef extern from "time.h" nogil:
     int clock_gettime(int clock, timespec* now)
 
 
-# current_task() without its Python frame, which costs more than all the rest here; where trio keeps it elsewhere, the call is right too.
+# current_task() without its Python frame and the look-up by thread, which cost more than all the rest here: this thread's part of trio's
+# run context. Where trio keeps the task elsewhere, the call is right too.
 cdef object run_context = getattr(trio._core._run, "GLOBAL_RUN_CONTEXT", None)
 cdef object current_task = trio.lowlevel.current_task
 cdef object current_effective_deadline = trio.current_effective_deadline
@@ -34,12 +35,14 @@ cdef class Pace:
     cdef double interval_s
     cdef double yielded_at_s
     cdef object clock               # None: the system's own
+    cdef dict here                  # trio's run context in the thread that made this
 
     def __cinit__(self, double interval_s, uint32_t max_calls, clock=None):
         self.interval_s = interval_s
         self.max_calls = max_calls
         self.clock = clock
         self.yielded_at_s = -1e300
+        self.here = getattr(run_context, "__dict__", {})
 
     cdef double now_s(self) except? -1:
         cdef timespec now
@@ -49,14 +52,15 @@ cdef class Pace:
         return now.tv_sec + now.tv_nsec * 1e-9
 
     def due(self):
+        cdef object task
         self.calls += 1
         if self.calls >= self.max_calls or self.now_s() - self.yielded_at_s >= self.interval_s:
             return True
         if has_status:
-            try:
-                return run_context.task._cancel_status.effectively_cancelled
-            except AttributeError:  # outside of a trio run, or kept elsewhere
-                return current_task()._cancel_status.effectively_cancelled
+            task = self.here.get("task")
+            if task is None:  # outside of a trio run, or kept elsewhere
+                task = current_task()
+            return task._cancel_status.effectively_cancelled
         return current_effective_deadline() == float("-inf")
 
     def yielded(self):
