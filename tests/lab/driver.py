@@ -139,7 +139,8 @@ class RdsxDriver(Driver):
         return self.process.errors()
 
     async def _write(self, text: str) -> None:
-        await self.process.stdin.send_all(text.encode())
+        with contextlib.suppress(trio.BrokenResourceError):  # it was killed: whoever waits for the answer is told
+            await self.process.stdin.send_all(text.encode())
 
     async def read_answers(self) -> None:
         buffer = b""
