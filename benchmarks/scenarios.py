@@ -125,7 +125,7 @@ SCENARIOS = {
         Scenario(
             name="sockets",
             summary="one sender to every socket of a node in turn, a batch for each",
-            populations=(1, 10_000),
+            populations=(1, 100, 10_000),
             population_of="sockets",
         ),
         Scenario(

@@ -20,7 +20,8 @@ RATE: Figure = attrgetter("messages_per_s")
 CPU: Figure = attrgetter("cpu_s_per_million")
 CALLS: Figure = attrgetter("calls_per_message")
 SMALL, LARGE, LARGEST = 64, 65536, 1048576
-MANY_SOCKETS, MANY_PEERS = 10_000, 1_000
+SOME_SOCKETS, MANY_SOCKETS, MANY_PEERS = 100, 10_000, 1_000
+POLLING = "rdsx-tcp-poll"
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,16 @@ def command(path: Path) -> None:
         click.get_current_context().exit(1)
 
 
-def against(scenario: str, backend: str, size: int = SMALL, figure: Figure = RATE) -> Callable[[Results], Spread | None]:
+def against(
+    scenario: str, backend: str, size: int = SMALL, *, figure: Figure = RATE, ours: str = "rdsx-tcp"
+) -> Callable[[Results], Spread | None]:
     """rdsx / another backend, in the same scenario."""
-    return lambda results: ratio(results.rounds(scenario, "rdsx-tcp", size), results.rounds(scenario, backend, size), figure)
+    return lambda results: ratio(results.rounds(scenario, ours, size), results.rounds(scenario, backend, size), figure)
+
+
+def latency(backend: str, percentile: str, ours: str = "rdsx-tcp") -> Callable[[Results], Spread | None]:
+    """Of a round trip, rdsx / another backend."""
+    return against("ping-pong", backend, figure=attrgetter(percentile), ours=ours)
 
 
 def against_stream(scenario: str) -> Callable[[Results], Spread | None]:
@@ -102,10 +110,12 @@ TARGETS = (
     Target("stream 64 B, batched / C yardstick, a vector for each", "≥", 0.5, against("stream", "yardstick-writev")),
     Target("stream 64 B, one call each / pyzmq", "≥", 3, against("stream-single", "pyzmq")),
     Target("stream 64 B, one call each / trio streams", "≥", 10, against("stream-single", "trio-streams")),
-    Target("ping-pong 64 B p50 / uvloop", "≤", 1.15, against("ping-pong", "uvloop", figure=attrgetter("p50_us"))),
-    Target("ping-pong 64 B p99 / uvloop", "≤", 1.15, against("ping-pong", "uvloop", figure=attrgetter("p99_us"))),
-    Target("ping-pong 64 B p50 / pyzmq", "<", 1, against("ping-pong", "pyzmq", figure=attrgetter("p50_us"))),
-    Target("ping-pong 64 B p99 / pyzmq", "<", 1, against("ping-pong", "pyzmq", figure=attrgetter("p99_us"))),
+    Target("ping-pong 64 B p50 / uvloop", "≤", 1.15, latency("uvloop", "p50_us")),
+    Target("ping-pong 64 B p50, polling / uvloop", "≤", 1.15, latency("uvloop", "p50_us", POLLING)),
+    Target("ping-pong 64 B p99, polling / uvloop", "≤", 1.15, latency("uvloop", "p99_us", POLLING)),
+    Target("ping-pong 64 B p50 / pyzmq", "<", 1, latency("pyzmq", "p50_us")),
+    Target("ping-pong 64 B p50, polling / pyzmq", "<", 1, latency("pyzmq", "p50_us", POLLING)),
+    Target("ping-pong 64 B p99, polling / pyzmq", "<", 1, latency("pyzmq", "p99_us", POLLING)),
     Target("stream 64 KiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGE)),
     Target("stream 1 MiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGEST)),
     Target("fan-in 16→1, 64 B / stream", "≥", 0.7, against_stream("fan-in")),
@@ -116,6 +126,7 @@ TARGETS = (
     Target("memory of an idle peer", "≤", 24, idle_memory("idle-peers", MANY_PEERS), " KiB"),
     Target("CPU for each message, 10,000 idle sockets / none", "≤", 1.2, growth("idle-sockets", 0, MANY_SOCKETS)),
     Target("CPU for each message, 10,000 sockets in turn / 1", "≤", 1.2, growth("sockets", 1, MANY_SOCKETS)),
+    Target("CPU for each message, 10,000 sockets in turn / 100", "≤", 1.2, growth("sockets", SOME_SOCKETS, MANY_SOCKETS)),
     Target("CPU for each message, 1,000 idle peers / none", "≤", 1.2, growth("idle-peers", 0, MANY_PEERS)),
     Target("stream 64 B: reads and writes for 64 messages, both sides", "≤", 1, alone("stream", lambda each: calls_for(each, 64))),
 )

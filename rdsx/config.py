@@ -110,6 +110,10 @@ class NodeConfig:
     yield_interval_s: float = 0.001
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
 
+    busy_poll_s: float = 0.0
+    """How long a receive that finds nothing reads the node's connections itself before it waits, as SO_BUSY_POLL: for answers that come
+    within some 50 µs. No other task runs meanwhile, and each peer takes its turn: for nodes with few of them. 0: never."""
+
     sequence_base: int | None = None
     """First sequence number of each path, larger in each life of a node than anything in an earlier one; None takes the wall clock in
     nanoseconds."""

@@ -12,7 +12,9 @@ import errno
 import ipaddress
 import logging
 import random
+import time
 from collections import Counter, deque
+from itertools import cycle
 from math import inf
 
 import trio
@@ -164,6 +166,18 @@ class Driver(Stack[EngineSocket]):
                 for path in table.due_maps():
                     if path.supervisor is not None and not path.corked and (link := path.supervisor.link) is not None:
                         link.kick()
+
+    def busy_poll(self, endpoint: Endpoint) -> bool:
+        """Read the links for at most `busy_poll_s`, until there is a message for this endpoint; whether there is."""
+        until_s = time.perf_counter() + self.config.busy_poll_s
+        links = [supervisor.link for supervisor in self._supervisors.values() if supervisor.link is not None]
+        for link in cycle(links):
+            link.poll()
+            if endpoint.queued:
+                return True
+            if time.perf_counter() >= until_s:
+                break
+        return False
 
     def congestion_lot(self, path: Path, port: int) -> Lot:
         """Where to wait until `port` at the other end of `path` may be free."""

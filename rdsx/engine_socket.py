@@ -427,6 +427,8 @@ class EngineSocket(RdsSocket):
     async def _wait_receivable(self, *, notifications: bool = False) -> None:
         """Park until there is a message to receive, or (if asked for) a notification."""
         endpoint, lot = self._endpoint, self._lots.receivers
+        if self._driver.config.busy_poll_s and self._driver.busy_poll(endpoint):
+            return
         with options.time_limit(self.options.receive_timeout_s):
             while not (endpoint.queued or (notifications and endpoint.monitor_pending)):
                 self._check_open()

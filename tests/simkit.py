@@ -81,6 +81,7 @@ class Cluster:
             receive_buffer_bytes=1500 if self.small_buffers else 106496,
             max_message_bytes=20000,
             max_buffer_bytes=20000,
+            busy_poll_s=1e-9 if self.seed % 4 == 3 else 0.0,  # that is one look at one link
         )
         with life.scope:
             async with AsyncExitStack() as stack:

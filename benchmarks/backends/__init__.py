@@ -34,6 +34,8 @@ class Backend:
     one_process: bool = False
     buffer_bytes: int = 0
     """Of the sockets, where the library has that; 0: its default."""
+    busy_poll_s: float = 0.0
+    """How long a receiver reads before it waits, where the library has that."""
     transport: str = ""
     """Of the rdsx nodes; "" for other libraries."""
     in_guest: bool = False
@@ -79,6 +81,16 @@ BACKENDS = {
             package="rdsx",
             buffer_bytes=4 << 20,
             scenarios=("stream", "stream-single", "fan-in", "fan-out"),
+        ),
+        Backend(
+            name="rdsx-tcp-poll",
+            summary="rdsx, a receive polls for 100 µs before it waits",
+            module="rdsx_node",
+            transport="tcp",
+            requires="rdsx",
+            package="rdsx",
+            busy_poll_s=1e-4,
+            scenarios=("stream-single", "ping-pong"),
         ),
         Backend(
             name="rdsx-kernel",

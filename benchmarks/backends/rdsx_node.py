@@ -4,7 +4,8 @@ Guarantee: in order, exactly once while both processes live, whatever happens to
 receiver's socket queue, and resent from a retransmit queue until then. A slow receiver stops its senders.
 
 Left peers are 127.0.0.2, 127.0.0.3, ...; right ones 127.0.0.1, 127.0.1.1, ...; idle ones 127.1.0.1, ... Socket buffers, which bound
-what is under way, are the default of 106,496 bytes, or 8 messages if that is more; rdsx-tcp-4M has larger ones.
+what is under way, are the default of 106,496 bytes, or 8 messages if that is more; rdsx-tcp-4M has larger ones. rdsx-tcp-poll has a
+receiver poll before it waits.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ class Side(BaseSide):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._loop = job.role == "both"
-        self._transport = BACKENDS[job.backend].transport
-        buffer_bytes = BACKENDS[job.backend].buffer_bytes or rdsx.NodeConfig().send_buffer_bytes
+        backend = BACKENDS[job.backend]
+        self._transport = backend.transport
+        buffer_bytes = backend.buffer_bytes or rdsx.NodeConfig().send_buffer_bytes
         buffer_bytes = max(buffer_bytes, BUFFERED_MESSAGES * self.case.size)
-        self._config = rdsx.NodeConfig(port=job.port, send_buffer_bytes=buffer_bytes, receive_buffer_bytes=buffer_bytes)
+        self._config = rdsx.NodeConfig(
+            port=job.port, send_buffer_bytes=buffer_bytes, receive_buffer_bytes=buffer_bytes, busy_poll_s=backend.busy_poll_s
+        )
         self._nodes: list[rdsx.Node] = []
         self._senders: list[rdsx.RdsSocket] = []
         self._receivers: list[rdsx.RdsSocket] = []

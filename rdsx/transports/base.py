@@ -95,6 +95,9 @@ class Link(Protocol):
     def kick(self) -> None:
         """There is something to transmit: send what can be sent now, and let the rest of this scheduler tick gather behind it."""
 
+    def poll(self) -> None:
+        """Somebody has nothing else to do: send what gathers, and take in what has arrived, without waiting."""
+
     def resume(self) -> None:
         """The path is no longer paused: read on."""
 

@@ -58,6 +58,10 @@ class StreamLink:
         self._write_signal = Signal()
         self._read_signal = Signal()
         self._scope = trio.CancelScope()
+        self._silence = trio.CancelScope()  # ends a link whose peer does not speak; called off with the first header
+        self._empty = False  # the stream, when it was last read
+        self._turn = 0  # bytes taken in since others could run
+        self._ended = ""  # why there is nothing more to read
         self._full = False  # the stream took less than it was offered
         self._silent = False  # nothing more is to be written
         self._superseded = False  # ... once a kernel has been answered
@@ -98,6 +102,12 @@ class StreamLink:
                 return
         self._path.corked = True
         self._write_signal.set()
+
+    def poll(self) -> None:
+        if not self._full:
+            self._transmit()
+        if not self._path.paused:
+            self._read()
 
     def resume(self) -> None:
         self._read_signal.set()
@@ -198,51 +208,59 @@ class StreamLink:
 
     async def _read_loop(self) -> str:
         """Read to the end; returns why it ended."""
-        with trio.CancelScope(deadline=trio.current_time() + self._hello_timeout_s) as silence:
-            return await self._read_to_the_end(silence)
+        self._silence.deadline = trio.current_time() + self._hello_timeout_s
+        with self._silence:
+            return await self._read_to_the_end()
         self._stream.abort()
         return "peer_silent"
 
-    async def _read_to_the_end(self, silence: trio.CancelScope) -> str:
-        """`silence` ends a link whose peer does not speak; it is called off with the first header."""
-        turn = 0
-        heard = empty = False
+    async def _read_to_the_end(self) -> str:
         while True:
-            if empty:
+            if self._empty:
                 try:
                     await self._stream.wait_readable()
                 except OSError as error:
-                    return reason_of(error)
-                turn = 0
+                    return self._ended or reason_of(error)
+                self._turn = 0
             if self._path.paused:
                 if not await self._wait_unpaused():
                     return "closing"
-                turn = 0
-            try:
-                count = self._stream.receive_into(self._reader.buffers())
-            except BlockingIOError:
-                empty = True
-                continue
-            except OSError as error:
-                return reason_of(error)
-            if count == 0:
-                return "closed_by_peer"
-            empty = count < SHORT_READ_BYTES
-            self._reader.received(count)
-            try:
-                turn += count + self._take_in() * REPORT_BYTES
-            except WireError as error:
-                self.detail = str(error)
-                self._owner.attend()
-                self._stream.abort()
-                return error.reason
-            if not heard and self._reader.heard:
-                heard = True
-                silence.deadline = inf
-            self._owner.attend()
-            if turn > READ_TURN_BYTES:
+                self._turn = 0
+            self._read()
+            if self._ended:
+                return self._ended
+            if self._turn > READ_TURN_BYTES:
                 await trio.lowlevel.checkpoint()
-                turn = 0
+                self._turn = 0
+
+    def _read(self) -> None:
+        """Read once, and take in what came."""
+        if self._ended:
+            return
+        try:
+            count = self._stream.receive_into(self._reader.buffers())
+        except BlockingIOError:
+            self._empty = True
+            return
+        except OSError as error:
+            self._ended = reason_of(error)
+            return
+        if count == 0:
+            self._ended = "closed_by_peer"
+            return
+        self._empty = count < SHORT_READ_BYTES
+        self._reader.received(count)
+        try:
+            self._turn += count + self._take_in() * REPORT_BYTES
+        except WireError as error:
+            self.detail = str(error)
+            self._ended = error.reason
+            self._owner.attend()
+            self._stream.abort()
+            return
+        if self._silence.deadline < inf and self._reader.heard:
+            self._silence.deadline = inf
+        self._owner.attend()
 
     def _take_in(self) -> int:
         """Parse all that was read, stopping for what only the owner can decide; returns how often it stopped."""
