@@ -2,11 +2,16 @@
 
 An async method that need not wait must still see a cancellation on each call, and must let others run every so often. trio's own
 checkpoint functions cost a microsecond a call, several times what queueing a message costs. `Pace.due()` asks the same questions and
-says only whether a real checkpoint has to follow. Invariant: it never says no to a cancelled task.
+says only whether a real checkpoint has to follow. `submit()` and `take()` ask it and do what the call is for, all at once. Invariants: it
+never says no to a cancelled task; when a checkpoint is due, nothing was sent and nothing taken.
 """
 
 from libc.stdint cimport uint32_t
 from libc.time cimport time_t
+
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
+
+from rdsx._fast cimport Endpoint
 
 import trio
 
@@ -27,6 +32,10 @@ cdef object current_task = trio.lowlevel.current_task
 cdef object current_effective_deadline = trio.current_effective_deadline
 # trio offers this bit only wrapped into a deadline that takes ten times as long; should it ever move, the slow way is right too.
 cdef bint has_status = hasattr(trio.lowlevel.Task, "_cancel_status")
+
+
+cdef enum:
+    NOT_TRIED = -100
 
 
 cdef class Pace:
@@ -52,6 +61,9 @@ cdef class Pace:
         return now.tv_sec + now.tv_nsec * 1e-9
 
     def due(self):
+        return self.is_due()
+
+    cdef bint is_due(self) except -1:
         cdef object task
         self.calls += 1
         if self.calls >= self.max_calls or self.now_s() - self.yielded_at_s >= self.interval_s:
@@ -62,6 +74,16 @@ cdef class Pace:
                 task = current_task()
             return task._cancel_status.effectively_cancelled
         return current_effective_deadline() == float("-inf")
+
+    def submit(self, Endpoint endpoint not None, data, address):
+        cdef int code
+        if not endpoint.bound or not PyBytes_CheckExact(data) or self.is_due():
+            return NOT_TRIED
+        code = endpoint.submit_one(data, address)
+        return -code if code else PyBytes_GET_SIZE(data)
+
+    def take(self, Endpoint endpoint not None):
+        return None if not endpoint.queued or self.is_due() else endpoint.pop()
 
     def yielded(self):
         self.calls = 0

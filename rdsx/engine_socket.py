@@ -37,6 +37,7 @@ MSG_ERRQUEUE = stdlib_socket.MSG_ERRQUEUE
 SOL_SOCKET = stdlib_socket.SOL_SOCKET
 
 SENT, CONGESTED, FULL, TOO_LONG, NO_ROUTE = range(5)  # codes of Endpoint.submit
+NOT_TRIED = -100  # of Pace.submit
 
 
 class Waiting:
@@ -70,20 +71,23 @@ class EngineSocket(RdsSocket):
     # -- sending
 
     async def sendto(self, data: Buffer, address: SockAddr) -> int:
-        if self._pace.due():
-            await self._driver.pause()
-        if self._host is None or self._closed:
-            self._check_bound()
-        try:  # as _submit(), whose call alone would cost 7 % of what a message costs here
-            code = self._endpoint.submit(data, address)
-        except (OverflowError, TypeError, ValueError):
-            parse_sockaddr(address)
+        try:
+            length = self._pace.submit(self._endpoint, data, address)
+        except (OverflowError, TypeError):
+            parse_sockaddr(address)  # says what is wrong with the address
             raise
-        if code != SENT:
-            await self._send_slowly(data, address, code)
-        elif self._core.attention:
+        if length < 0:
+            code = -length
+            if length == NOT_TRIED:
+                if self._pace.due():
+                    await self._driver.pause()
+                code = self._submit(data, address)
+            if code != SENT:
+                await self._send_slowly(data, address, code)
+            length = memoryview(data).nbytes
+        if self._core.attention:
             self._driver.attend()
-        return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        return length
 
     def sendto_nowait(self, data: Buffer, address: SockAddr) -> int:
         code = self._submit(data, address)
@@ -194,6 +198,10 @@ class EngineSocket(RdsSocket):
     # -- receiving
 
     async def recvfrom(self, bufsize: int | None = None, flags: int = 0) -> tuple[bytes, SockAddr]:
+        if bufsize is None and not flags and (taken := self._pace.take(self._endpoint)) is not None:
+            if self._core.attention:
+                self._driver.attend()
+            return taken
         if self._pace.due():
             await self._driver.pause()
         if bufsize is not None:
