@@ -104,8 +104,9 @@ class StreamLink:
         self._write_signal.set()
 
     def poll(self) -> None:
-        if not self._full:
-            self._transmit()
+        if not self._full and not self._transmit():
+            self._path.corked = True
+            self._write_signal.set()
         if not self._path.paused:
             self._read()
 
