@@ -23,6 +23,7 @@ import pytest
 
 import contractkit
 import rdsx
+import rdsx.diagnosis
 import rdsx.testing
 import rdsx.transports.capture
 from apikit import free_tcp_port
@@ -250,7 +251,10 @@ def test_public_names_are_complete() -> None:
     assert signature("open_node", rdsx.open_node, is_method=False) in quoted(section(API, "`rdsx`"))
 
 
-@pytest.mark.parametrize("module", [rdsx.errors, ancillary, rdsx.testing, rdsx.transports.capture], ids=lambda module: module.__name__)
+PUBLIC_MODULES = [rdsx.errors, ancillary, rdsx.diagnosis, rdsx.testing, rdsx.transports.capture]
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
 def test_public_modules_are_complete(module: ModuleType) -> None:
     assert set(first_cells(section(API, f"`{module.__name__}`"))) == set(module.__all__)
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package has no .pyx
 
 # What users import, besides the names of `rdsx` itself.
-PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "errors", "testing"}
+PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "testing"}
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
@@ -107,6 +107,14 @@ def test_the_kernels_stack_does_not_know_ours() -> None:
     ours = ("_fast", "_stream", "driver", "engine_socket", "supervisor", "transports", "cli", "calls")
     engine = ("engine.connection", "engine.states", "engine.reconnect")  # not its events: they are of the face
     assert broken("kernel", {f"rdsx.{name}" for name in ours + engine}) == []
+
+
+def test_what_only_looks_opens_nothing() -> None:
+    """Whether verbs can work is asked by programs that never use them: no event loop, and nothing of ours is loaded for it."""
+    for name in ("machine", "diagnosis", "transports/verbs/detection", "transports/verbs/devices"):
+        found = broken(name, IMPURE | {"rdsx._fast", "rdsx._bridge", "rdsx.driver", "rdsx.engine", "pyverbs"})
+        assert files(name)
+        assert found == []
 
 
 def test_transports_do_not_know_the_engine() -> None:
