@@ -18,12 +18,11 @@ from rdsx.constants import RDS_TCP_PORT
 from rdsx.machine import InterfaceAddress, Listener
 from rdsx.transports.verbs import detection
 from rdsx.transports.verbs.devices import Device, list_devices, node_problem
+from rdsx.wire.cm_data import PORT_IPV4, PORT_IPV6
 
 __all__ = ["TRANSPORTS", "Diagnosis", "Finding", "Meaning", "diagnose"]
 
 TRANSPORTS = ("loop", "tcp", "verbs", "kernel")
-CM_PORT_IPV4 = 18634  # where Linux's rds_rdma listens for IPv4, in the port space of RDMA_PS_TCP; net/rds/rdma_transport.h
-CM_PORT_IPV6 = 16385
 MODULES = ("rds", "rds_tcp", "rds_rdma", "rdma_cm", "rdma_ucm", "ib_uverbs")
 RECEIVE_RING_BYTES = 1024 * (48 + 4096)  # rds_rdma's receive ring, which a peer of it matches: net.rds.ib.max_recv_wr
 
@@ -226,7 +225,7 @@ def module_meanings(modules: Sequence[str]) -> Iterator[Meaning]:
         text = f"the kernel's RDS takes TCP port {RDS_TCP_PORT} of all addresses of this network namespace"
         yield Meaning("tcp", "note", text, "transport='kernel', 'modprobe -r rds_tcp', or another NodeConfig.port on all nodes")
     if "rds_rdma" in modules:
-        text = f"the kernel's RDS takes ports {CM_PORT_IPV4} and {CM_PORT_IPV6} of RDMA on all devices"
+        text = f"the kernel's RDS takes ports {PORT_IPV4} and {PORT_IPV6} of RDMA on all devices"
         yield Meaning("verbs", "note", text, "transport='kernel', or 'modprobe -r rds_rdma'")
 
 
@@ -248,11 +247,11 @@ def tcp_listener_finding(port: int, listeners: Sequence[Listener], modules: Sequ
 
 
 def cm_listener_finding(listeners: Sequence[Listener] | None, has_devices: bool) -> Finding:
-    subject = f"RDMA ports {CM_PORT_IPV4} and {CM_PORT_IPV6}"
+    subject = f"RDMA ports {PORT_IPV4} and {PORT_IPV6}"
     if listeners is None:
         found = "not known: no 'rdma' program of iproute2" if has_devices else "no RDMA here"
         return Finding(subject, found, (), {"listeners": None})
-    ours = [listener for listener in listeners if listener.port in (CM_PORT_IPV4, CM_PORT_IPV6)]
+    ours = [listener for listener in listeners if listener.port in (PORT_IPV4, PORT_IPV6)]
     details = {"listeners": [dataclasses.asdict(listener) for listener in ours]}
     if not ours:
         return Finding(subject, "nobody listens", (Meaning("verbs", "ok", "the ports are free"),), details)
