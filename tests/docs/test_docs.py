@@ -193,11 +193,13 @@ def reasons_in_the_code() -> set[str]:
     ]
     found = set(REASONS.values())
     library = ROOT / "rdsx"
-    for path in [*library.glob("*.py*"), *library.glob("transports/*.py"), *library.glob("engine/*.py"), *library.glob("wire/*.py")]:
+    for path in [*library.glob("*.py*"), *library.glob("transports/**/*.py"), *library.glob("engine/*.py"), *library.glob("wire/*.py")]:
         source = path.read_text(errors="replace") if path.suffix in (".py", ".pyx") else ""
         source = "" if path.name == "_reference.py" else source
         for pattern in patterns:
             found |= set(re.findall(pattern, source))
+        if path.name == "cm.py":
+            found |= set(re.findall(r'^    "[A-Z_]+": "(\w+)"', source, re.MULTILINE)) | set(re.findall(r'refused\("(\w+)"', source))
         if path.name == "stream.py":
             found |= set(re.findall(r'return "(\w+)"', source))
     return found
