@@ -188,11 +188,12 @@ def reasons_in_the_code() -> set[str]:
         r'\.drop\("(\w+)"',
         r'\breason = "(\w+)"',
         r'_reason or "(\w+)"',
+        r'\b_end\("(\w+)"\)',
         r'errno or 0, "(\w+)"',
     ]
     found = set(REASONS.values())
     library = ROOT / "rdsx"
-    for path in [*library.glob("*.py*"), *library.glob("transports/*.py"), *library.glob("engine/*.py"), *library.glob("wire/*.py")]:
+    for path in [*library.glob("*.py*"), *library.glob("transports/**/*.py"), *library.glob("engine/*.py"), *library.glob("wire/*.py")]:
         source = path.read_text(errors="replace") if path.suffix in (".py", ".pyx") else ""
         source = "" if path.name == "_reference.py" else source
         for pattern in patterns:
