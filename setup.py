@@ -25,7 +25,7 @@ ANNOTATE = os.environ.get("RDSX_ANNOTATE") == "1"
 METADATA_ONLY = sys.argv[1:2] in (["egg_info"], ["dist_info"])
 
 VERBS = os.environ.get("RDSX_VERBS", "")
-VERBS_MODULES = {"rdsx._bridge", "rdsx._rings"}
+VERBS_MODULES = {"rdsx._bridge", "rdsx._fake_nic", "rdsx._rings"}
 VERBS_HEADERS = ("infiniband/verbs.h", "rdma/rdma_cma.h")
 VERBS_PACKAGES = "Debian and Ubuntu: libibverbs-dev and librdmacm-dev; Fedora, RHEL and SUSE: rdma-core-devel"
 

@@ -56,6 +56,8 @@ cdef enum:
 cdef enum:
     OVERHEAD_BYTES = 128            # what a queued message costs us besides its payload
     MAX_PONGS = 1024                # unacknowledged answers to one peer's pings and probes
+    ACK_EVERY_MESSAGES = 256        # to a peer that acknowledges with h_ack: acknowledge at once after so many messages
+    ACK_EVERY_BYTES = 65536         # ... or bytes
 
 # The names of the counters in enum order: the kernel's own, then ours.
 COUNTER_NAMES = (
@@ -92,6 +94,17 @@ COUNTER_NAMES = (
     "stream_reads",
     "stream_bytes_written",
     "stream_bytes_read",
+    "recv_unknown_extension",
+    "ib_tx_ring_full",
+    "ib_tx_throttle",
+    "ib_tx_credit_updates",
+    "ib_rx_ring_empty",
+    "ib_rx_credit_updates",
+    "ib_ack_send_delayed",
+    "ib_ack_send_piggybacked",
+    "verbs_doorbells",
+    "verbs_frames_sent",
+    "verbs_frames_received",
 )
 
 
@@ -177,6 +190,17 @@ cdef int find_extension(const unsigned char* extensions, uint8_t kind) noexcept 
             return at + 1
         at += 1 + size
     return -1
+
+
+cdef bint has_unknown_extension(const unsigned char* extensions) noexcept nogil:
+    """Whether the run has a type that neither we nor a kernel can make sense of, or is cut off by the end of the field."""
+    cdef int at = 0, size
+    while at < EXTENSION_BYTES and extensions[at] != 0:
+        size = extension_bytes(extensions[at])
+        if size <= 0 or at + 1 + size > EXTENSION_BYTES:
+            return True
+        at += 1 + size
+    return False
 
 
 cdef bytes extension_field(object extensions):
@@ -812,7 +836,7 @@ cdef enum:
 
 cdef class Path:
     def __cinit__(self, BindTable table not None, str host not None, CongestionMap foreign not None, *, uint64_t first_sequence=1,
-                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0):
+                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0, bint header_acks=False):
         self.table = table
         self.core = table.core
         self.host = host
@@ -822,6 +846,7 @@ cdef class Path:
         self.local = peer_table is not None
         self.is_ipv6 = is_ipv6
         self.scope = scope
+        self.header_acks = self.peer_acks = header_acks
         self.ring = NULL
         self.map_owed = True
 
@@ -974,6 +999,40 @@ cdef class Path:
         self.shrink()
         return 0
 
+    cdef void pick(self, uint64_t index) noexcept:
+        """The message at `index` is about to touch a wire; if for the first time, decide whether it asks for an acknowledgement."""
+        cdef Sent* slot
+        if index < self.picked:
+            return
+        self.picked = index + 1
+        if not self.peer_acks:
+            return
+        slot = self.slot(index)
+        # A kernel acknowledges by itself only what asks for it: a last message that did not ask might never be.
+        if self.unacked_packets == 0 or self.unacked_bytes < slot.length or (self.peer_is_kernel and index + 1 == self.tail):
+            slot.flags |= FLAG_ACK_REQUIRED
+            self.unacked_packets = self.core.max_unacked_packets
+            self.unacked_bytes = self.core.max_unacked_bytes
+            self.core.counters[C_SEND_ACK_REQUIRED] += 1
+        else:
+            self.unacked_packets -= 1
+            self.unacked_bytes -= slot.length
+
+    cdef void wrote(self, Sent* slot) noexcept:
+        """The whole message at the cursor went out."""
+        if slot.flags & FLAG_RETRANSMITTED:
+            self.retransmitted += 1
+            self.core.counters[C_SEND_RETRANSMITTED] += 1
+        self.partial = 0
+        self.cursor += 1
+
+    cdef void map_sent(self) except *:
+        """Our map, as it is now, is on its way."""
+        self.map_owed = self.map_wanted = False
+        self.map_version_sent = self.table.congestion.version
+        self.map_told = self.table.congestion.any()
+        self.next_receive_at_map = self.next_receive
+
     def retire_written(self, uint64_t acked_bytes):
         """Forget what the peer's TCP acknowledged: every message that ends at or before this offset of the link's stream."""
         cdef uint64_t before = self.head
@@ -1008,7 +1067,7 @@ cdef class Path:
             return False
         # An rdsx peer that has sent nothing since our last map, on which no port was full, neither fills a port nor waits for one. It is
         # told when it sends: a thousand idle peers do not get 8 KiB each whenever a port fills up.
-        return not self.peer_acks or self.map_told or self.next_receive != self.next_receive_at_map
+        return not self.peer_acks or self.peer_is_kernel or self.map_told or self.next_receive != self.next_receive_at_map
 
     @property
     def map_due(self):
@@ -1129,9 +1188,24 @@ cdef class Path:
         """The highest sequence received: what h_ack says."""
         return self.next_receive - 1 if self.next_receive else 0
 
+    cdef void acknowledged(self) noexcept:
+        """What was received is acknowledged by a header on its way."""
+        self.ack_due = ACK_NONE
+        self.unacked_received = 0
+        self.unacked_received_bytes = 0
+
+    cdef void decide_ack(self) noexcept:
+        """A batch was taken in: how soon to acknowledge it, and whether there is something to transmit."""
+        if self.peer_acks and self.unacked_received and self.ack_due != ACK_NOW:
+            self.ack_due = ACK_LATER
+            if self.unacked_received >= ACK_EVERY_MESSAGES or self.unacked_received_bytes >= ACK_EVERY_BYTES:
+                self.ack_due = ACK_NOW
+        if self.ack_due == ACK_NOW or self.is_map_due():
+            self.mark_dirty()
+
     cdef bint is_duplicate(self, Header* header) noexcept:
-        """The kernel's test: lower and flagged. A peer that acknowledges at our level never goes back, flagged or not."""
-        return header.sequence < self.next_receive and (self.peer_acks or header.flags & FLAG_RETRANSMITTED)
+        """The kernel's test: lower and flagged. An rdsx peer never goes back, flagged or not."""
+        return header.sequence < self.next_receive and (header.flags & FLAG_RETRANSMITTED or (self.peer_acks and not self.peer_is_kernel))
 
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1:
         """Deliver a numbered message that is not a duplicate. The payload is `payload`, or `header.length` bytes at
@@ -1161,6 +1235,8 @@ cdef class Path:
             self.core.counters[C_RECV_DROP_NO_SOCK] += 1
             return 0
         if header.extensions[0] != 0:
+            if has_unknown_extension(header.extensions):
+                self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
             at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
             if at >= 0:
                 cookie = load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32
@@ -1205,36 +1281,33 @@ cdef class Ring:
 
     @property
     def used(self):
-        return <uint32_t>(self.allocated - self.freed)
+        return self.in_use()
 
     @property
     def free(self):
-        return self.size - <uint32_t>(self.allocated - self.freed)
+        return self.room()
 
     @property
     def low(self):
         """At most a quarter is in use: time to refill a receive ring."""
-        return <uint32_t>(self.allocated - self.freed) <= self.size // 4
+        return self.in_use() <= self.size // 4
 
     def allocate(self, uint32_t wanted):
         """Take up to `wanted` slots in a row (modulo size): (first slot, how many)."""
-        cdef uint32_t position = self.allocated & (self.size - 1)
-        cdef uint32_t taken = min(wanted, self.size - <uint32_t>(self.allocated - self.freed))
-        self.allocated += taken
-        return position, taken
+        cdef uint32_t first = self.position(self.allocated)
+        return first, self.take(wanted)
 
     def unallocate(self, uint32_t count):
         """Give back the newest slots, never posted."""
-        if count > <uint32_t>(self.allocated - self.freed):
+        if count > self.in_use():
             raise ValueError(f"{count} slots were never taken")
         self.allocated -= count
 
     def release(self, uint32_t count):
         """The oldest `count` slots have completed."""
-        if count > <uint32_t>(self.allocated - self.freed):
-            raise ValueError(f"{count} completions for {<uint32_t>(self.allocated - self.freed)} slots in use")
-        self.freed += count
+        if not self.give_back(count):
+            raise ValueError(f"{count} completions for {self.in_use()} slots in use")
 
     @property
     def oldest(self):
-        return self.freed & (self.size - 1)
+        return self.position(self.freed)

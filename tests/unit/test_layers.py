@@ -127,7 +127,7 @@ def test_users_take_public_names_only(folder: str) -> None:
 
 
 def test_the_hot_path_knows_nobody() -> None:
-    for name in ("_fast.pyx", "_stream.pyx"):
+    for name in ("_fast.pyx", "_stream.pyx", "_rings.pyx"):
         lines = (ROOT / name).read_text().splitlines()
         modules = [line.split()[1] for line in lines if line.split()[:1] in (["import"], ["from"], ["cimport"]) and "import" in line]
         assert modules, name
