@@ -33,8 +33,12 @@ class FakeNic(Nic):
         receive_depth: int = 1024,
         max_inline_bytes: int = 0,
         automatic: bool = False,
+        sink: bool = False,
     ) -> None:
-        """`memory`: what is registered under `lkey`; the caller keeps it. ValueError for depths that are no powers of two."""
+        """`memory`: what is registered under `lkey`; the caller keeps it. `sink`: without a peer, frames arrive nowhere, and well.
+
+        ValueError for depths that are no powers of two.
+        """
     def connect(self, peer: FakeNic) -> None:
         """Join two queue pairs."""
     def carry(self, limit: int = 4294967295) -> int:

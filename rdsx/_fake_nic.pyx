@@ -138,13 +138,14 @@ cdef class FakeNic(Nic):
     cdef readonly int fd                # of the completion channel, non-blocking
     cdef bint is_open
     cdef readonly bint automatic
+    cdef bint is_sink                   # frames arrive nowhere, and well
     cdef readonly bint failed           # the queue pair is in error: everything is flushed
     cdef readonly uint32_t trampled     # frames rewritten before their completion
     cdef readonly uint32_t doorbells    # lists of sends posted
     cdef readonly uint32_t starved      # frames that found no receive posted
 
     def __cinit__(self, *, uintptr_t memory, uint64_t memory_bytes, uint32_t lkey=77, uint32_t send_depth=256,
-                  uint32_t receive_depth=1024, uint32_t max_inline_bytes=0, bint automatic=False):
+                  uint32_t receive_depth=1024, uint32_t max_inline_bytes=0, bint automatic=False, bint sink=False):
         if send_depth & (send_depth - 1) or receive_depth & (receive_depth - 1) or not send_depth or not receive_depth:
             raise ValueError(f"depths are powers of two, not {send_depth} and {receive_depth}")
         if max_inline_bytes > FRAME_BYTES:
@@ -164,6 +165,7 @@ cdef class FakeNic(Nic):
         self.memory_start, self.memory_end, self.lkey = memory, memory + memory_bytes, lkey
         self.max_inline_bytes = max_inline_bytes
         self.automatic = automatic
+        self.is_sink = sink
         self.ops.post_send = post_send
         self.ops.post_recv = post_recv
         self.ops.poll_cq = poll_cq
@@ -278,10 +280,12 @@ cdef class FakeNic(Nic):
             self.complete_failed(<ibv_wc_status>self.failure)
             return False
         frame = frame_of(send)
-        if self.peer is None or self.peer.failed:
+        if self.is_sink:
+            pass
+        elif self.peer is None or self.peer.failed:
             self.complete_failed(IBV_WC_RETRY_EXC_ERR)
             return False
-        if not self.peer.accept(frame, send.length, send.flags & IBV_SEND_SOLICITED):
+        elif not self.peer.accept(frame, send.length, send.flags & IBV_SEND_SOLICITED):
             self.starved += 1
             return False
         if not send.flags & IBV_SEND_INLINE:
@@ -289,7 +293,8 @@ cdef class FakeNic(Nic):
         self.carried += 1
         if send.flags & IBV_SEND_SIGNALED:
             self.sends_done.push(send.wr_id, IBV_WC_SUCCESS, IBV_WC_SEND, 0, False)
-        self.peer.settle()
+        if self.peer is not None:
+            self.peer.settle()
         return True
 
     cdef void complete_failed(self, ibv_wc_status status) noexcept:

@@ -39,7 +39,27 @@ cdef extern from *:
     static inline void rdsx_store16(unsigned char *p, uint16_t v) { v = htobe16(v); memcpy(p, &v, 2); }
     static inline void rdsx_store32(unsigned char *p, uint32_t v) { v = htobe32(v); memcpy(p, &v, 4); }
     static inline void rdsx_store64(unsigned char *p, uint64_t v) { v = htobe64(v); memcpy(p, &v, 8); }
+    /* The ones' complement sum of a header's 16-bit words but h_csum. It is the same in any byte order, and 65536 is 1 in it, so words of
+       32 bits do as well (RFC 1071). 0 only if all are 0. */
+    static inline uint16_t rdsx_sum(const unsigned char *p) {
+        uint64_t sum = 0;
+        uint32_t word;
+        uint16_t half;
+        int at;
+        for (at = 0; at < 48; at += 4) {
+            if (at == 28) continue;
+            memcpy(&word, p + at, 4);
+            sum += word;
+        }
+        memcpy(&half, p + 28, 2);
+        sum += half;
+        sum = (sum & 0xFFFFFFFF) + (sum >> 32);
+        sum = (sum & 0xFFFF) + (sum >> 16);
+        sum = (sum & 0xFFFF) + (sum >> 16);
+        return be16toh((uint16_t)((sum & 0xFFFF) + (sum >> 16)));
+    }
     """
+    uint16_t header_sum "rdsx_sum"(const unsigned char* p) noexcept nogil
     uint16_t load16 "rdsx_load16"(const unsigned char* p) noexcept nogil
     uint32_t load32 "rdsx_load32"(const unsigned char* p) noexcept nogil
     uint64_t load64 "rdsx_load64"(const unsigned char* p) noexcept nogil
@@ -113,27 +133,16 @@ COUNTER_NAMES = (
 
 cdef uint16_t header_checksum(const unsigned char* header) noexcept nogil:
     """Internet checksum (RFC 1071) of the 48 bytes with h_csum taken as 0."""
-    cdef uint32_t total = 0
-    cdef int i
-    for i in range(0, HEADER_BYTES, 2):
-        if i != 30:
-            total += load16(header + i)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>~total
+    return <uint16_t>~header_sum(header)
 
 
 cdef bint checksum_is_good(const unsigned char* header) noexcept nogil:
     """h_csum is 0 ("not checksummed") or right."""
-    cdef uint32_t total = 0
-    cdef int i
-    if load16(header + 30) == 0:
+    cdef uint32_t checksum = load16(header + 30), total
+    if checksum == 0:
         return True
-    for i in range(0, HEADER_BYTES, 2):
-        total += load16(header + i)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return total == 0xFFFF
+    total = header_sum(header) + checksum
+    return (total & 0xFFFF) + (total >> 16) == 0xFFFF
 
 
 cdef void load_header(const unsigned char* source, Header* header) noexcept nogil:

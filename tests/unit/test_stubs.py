@@ -177,7 +177,8 @@ def right() -> dict[str, Any]:
     values |= {"peer_table": table, "is_ipv6": False, "scope": 0, "header_acks": False, "send_limit": 10, "receive_limit": 10, "size": 8}
     values["wall_clock"] = None
     values |= {"depth": 8, "fd": 0, "available": 1, "send_slots": 8, "receive_slots": 8, "max_inline_bytes": 0, "lkey": 77}
-    values |= {"send_depth": 8, "receive_depth": 8, "automatic": True, "memory": ctypes.addressof(MEMORY), "memory_bytes": len(MEMORY)}
+    values |= {"send_depth": 8, "receive_depth": 8, "automatic": True, "sink": True}
+    values |= {"memory": ctypes.addressof(MEMORY), "memory_bytes": len(MEMORY)}
     if "_fake_nic" in MODULES:
         values["nic"] = built("_fake_nic").FakeNic(memory=values["memory"], memory_bytes=values["memory_bytes"])
     return limits | values | {"path": fast.Path(table, "10.0.0.2", foreign)}
