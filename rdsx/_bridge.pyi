@@ -1,8 +1,11 @@
 """The contract of `_bridge` as Python sees it. Addresses of C structures are ints; a struct sockaddr is bytes."""
 
+from typing import final
+
 EVENTS: tuple[str, ...]
 QP_EVENTS: tuple[int, ...]
 
+@final
 class Unsupported(Exception):
     """This pyverbs, or this rdma-core, is not laid out as the ones that are known."""
 
@@ -29,6 +32,9 @@ def read_cm_event(event: object) -> tuple[str, int, int, int, bytes, int, int]:
 
 def take_async_event(context: int) -> tuple[int, int, int] | None:
     """The next asynchronous event of a device as (type, address of the ibv_qp or 0, port or 0); None if there is none."""
+
+def cq_event_functions() -> tuple[int, int]:
+    """Addresses of ibv_get_cq_event and ibv_ack_cq_events, which the rings call."""
 
 def bind_addr(id: int, address: bytes) -> None:
     """Bind to a struct sockaddr; the wildcard address is allowed."""

@@ -318,6 +318,14 @@ def take_async_event(uintptr_t context):
     return int(event.event_type), qp, port
 
 
+def cq_event_functions():
+    """Addresses of ibv_get_cq_event and ibv_ack_cq_events, which the rings call."""
+    return (
+        <uintptr_t>function("ibv_get_cq_event", "IBVERBS_1.1"),
+        <uintptr_t>function("ibv_ack_cq_events", "IBVERBS_1.1"),
+    )
+
+
 # -- calls on connection identifiers; each raises OSError with the errno of the library
 
 

@@ -82,7 +82,11 @@ def make_stack(hosts: list[Host], transport: TransportName | Network, config: No
         return KernelStack(hosts, config)
     if transport == "verbs":
         obstacle = find_obstacle()
-        raise UnsupportedError(f"transport 'verbs': {obstacle or 'this version of rdsx finds RDMA, and does not use it yet'}")
+        if obstacle is not None:
+            raise UnsupportedError(f"transport 'verbs': {obstacle}")
+        from rdsx.verbs import VerbsDriver  # here: it needs modules that not every build has
+
+        return VerbsDriver(hosts, config)
     raise ValueError(f"transport must be 'tcp', 'loop', 'verbs' or 'kernel', not {transport!r}")
 
 

@@ -105,7 +105,7 @@ async def refuses_and_then_grants() -> None:
     async with open_peer() as peer:
         listener = await peer.manager.listen(RIGHT)
         for _ in range(3):
-            await expect_error(peer, errno.ECONNRESET, handle=ConnectRequest.reject, listener=listener)
+            await expect_error(peer, errno.ECONNRESET, handle=ConnectRequest.close, listener=listener)
         two = await couple(peer, listener)
         await two.talk()
         await two.end()

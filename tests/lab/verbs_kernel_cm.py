@@ -42,7 +42,7 @@ async def is_asked() -> None:
     async with open_peer() as peer:
         listener = await peer.manager.listen(LOCAL)
         for _ in range(REJECTIONS):
-            (await listener.accept()).reject()
+            (await listener.accept()).close()
         request = await listener.accept()
         assert (request.remote, request.version, request.data.receiver) == (KERNEL, (3, 1), LOCAL.ip)
         mailbox = Mailbox()

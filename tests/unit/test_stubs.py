@@ -17,7 +17,7 @@ import rdsx
 
 MODULES = ["_fast", "_stream"]
 # What is built only where the headers of rdma-core are.
-MODULES += [name for name in ("_rings", "_fake_nic") if importlib.util.find_spec(f"rdsx.{name}")]
+MODULES += [name for name in ("_bridge", "_rings", "_fake_nic") if importlib.util.find_spec(f"rdsx.{name}")]
 # Classes that others derive from.
 BASES = {"Nic"}
 # The special methods that are part of the contract.

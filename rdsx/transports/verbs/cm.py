@@ -39,6 +39,7 @@ from rdsx.wire.cm_data import (
 __all__ = ["CmConnection", "ConnectRequest", "ConnectionManager", "Listener"]
 
 RESOLVE_TIMEOUT_MS = 5000  # of the address, and of the route: rds_rdma's
+CLOSE_S = 1.0  # for the other tasks of a node to let go of their connections
 BACKLOG = 128  # rds_rdma's; also how many requests may wait for us
 RETRY_COUNT = (
     7  # of lost packets, before a connection is given up; the CM's maximum. rds_rdma has 1, which loses a connection to two lost packets
@@ -88,6 +89,10 @@ class ConnectionManager:
                 self._nursery.start_soon(self.channel.run)
                 task_status.started()
         finally:
+            # Whoever holds a connection is being cancelled, too, and its rings must be done before the queue pair goes.
+            with trio.move_on_after(CLOSE_S, shield=True):
+                while any(device.in_use for device in self._devices.values()):
+                    await trio.lowlevel.checkpoint()
             self.channel.close()
             for device in self._devices.values():
                 device.close()
@@ -174,7 +179,7 @@ class Listener:
     def close(self) -> None:
         """Take no more requests, and reject those that wait. Twice is harmless."""
         while self._requests:
-            self._requests.popleft().reject()
+            self._requests.popleft().close()
         self._identifier.close()
 
     def _listen(self) -> Identifier:
@@ -207,7 +212,7 @@ class Listener:
             self._manager.refused(error.reason, f"{self.local.key}: {error}")
             return
         if len(self._requests) >= BACKLOG:
-            request.reject()
+            request.close()
             self._manager.refused("backlog", f"{self.local.key}: {BACKLOG} requests wait, the one of {request.remote.key} is one too many")
             return
         self._requests.append(request)
@@ -215,11 +220,12 @@ class Listener:
 
 
 class ConnectRequest:
-    """A peer asks for a connection. Call accept() or reject(), once. Raises WireError for a request that is no RDS."""
+    """A peer asks for a connection. Call accept() or close(). Raises WireError for a request that is no RDS."""
 
     def __init__(self, manager: ConnectionManager, local: Host, identifier: Identifier, event: CmEvent) -> None:
         self._manager = manager
         self._identifier = identifier
+        self._answered = False
         self._responder_resources = event.responder_resources
         self._initiator_depth = event.initiator_depth
         self.local = local
@@ -240,6 +246,7 @@ class ConnectRequest:
         """
         pair: QueuePair | None = None
         identifier = self._identifier
+        self._answered = True
         try:
             device = self._manager.device(identifier)
             pair = device.queue_pair(self._manager.sizes)
@@ -262,9 +269,11 @@ class ConnectRequest:
             close_all(pair, identifier)
             raise
 
-    def reject(self) -> None:
-        """Refuse it: the peer tries again after a random time."""
-        reject(self._identifier)
+    def close(self) -> None:
+        """Refuse it: the peer tries again after a random time. After accept(), and the second time, it does nothing."""
+        if not self._answered:
+            self._answered = True
+            reject(self._identifier)
 
 
 class CmConnection:

@@ -12,7 +12,7 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
@@ -104,6 +104,12 @@ class QueueSizes:
     recv_sge: int = 2
     inline_bytes: int = 0
 
+    def within(self, limits: DeviceLimits) -> QueueSizes:
+        """No more than the device has, and powers of two again. A completion queue has one entry more than its work queue."""
+        most = min(limits.max_qp_wr, limits.max_cqe - 1)
+        power = 1 << (most.bit_length() - 1)
+        return replace(self, send_wr=min(self.send_wr, power), recv_wr=min(self.recv_wr, power))
+
 
 class OpenDevice(Owned):
     """A device, its protection domain, and who is told of its events. Raises OSError if it cannot be opened."""
@@ -140,11 +146,23 @@ class OpenDevice(Owned):
                     port_changed(kind, port)
 
     def queue_pair(self, sizes: QueueSizes) -> QueuePair:
-        """A new one in state RESET. OSError if the device gives no such queues."""
-        with translated(f"RDMA device {self.name} gives no queue pair for {sizes}"):
-            pair = QueuePair(self, sizes)
+        """A new one in state RESET, no larger than the device can have it. OSError if it gives none."""
+        granted = sizes.within(self.limits)
+        with translated(f"RDMA device {self.name} gives no queue pair for {granted}"):
+            try:
+                pair = QueuePair(self, granted)
+            except Exception as error:
+                # No query tells how much a device takes inline; those that take nothing may say so like this.
+                if getattr(error, "error_code", 0) != errno.EINVAL or not granted.inline_bytes:
+                    raise
+                pair = QueuePair(self, replace(granted, inline_bytes=0))
         self._queue_pairs[pair.pointer] = pair
         return pair
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a queue pair is open on it."""
+        return bool(self._queue_pairs)
 
     def forget(self, pair: QueuePair) -> None:
         self._queue_pairs.pop(pair.pointer, None)
@@ -186,6 +204,7 @@ class QueuePair(Owned):
 
         super().__init__()
         self.device = device
+        self.sizes = sizes
         self.established_early: Callable[[], None] | None = None
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
