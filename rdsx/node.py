@@ -84,9 +84,11 @@ def make_stack(hosts: list[Host], transport: TransportName | Network, config: No
         obstacle = find_obstacle()
         if obstacle is not None:
             raise UnsupportedError(f"transport 'verbs': {obstacle}")
-        from rdsx.verbs import VerbsDriver  # here: it needs modules that not every build has
+        # Here: they need modules that not every build has.
+        from rdsx.transports.verbs.network import VerbsNetwork
+        from rdsx.verbs import VerbsDriver
 
-        return VerbsDriver(hosts, config)
+        return VerbsDriver(hosts, VerbsNetwork(config), config)
     raise ValueError(f"transport must be 'tcp', 'loop', 'verbs' or 'kernel', not {transport!r}")
 
 

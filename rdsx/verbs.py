@@ -74,9 +74,10 @@ class VerbsDriver(Driver):
 
     supervisor_type = VerbsSupervisor
 
-    def __init__(self, hosts: list[Host], config: NodeConfig) -> None:
-        self._verbs = VerbsNetwork(config, refused=self._warn)
-        super().__init__(hosts, self._verbs, config)  # type: ignore[arg-type]  # its listeners and connections are not of bytes
+    def __init__(self, hosts: list[Host], network: VerbsNetwork, config: NodeConfig) -> None:
+        super().__init__(hosts, network, config)  # type: ignore[arg-type]  # its listeners and connections are not of bytes
+        self._verbs = network
+        network.refused = self._warn
 
     async def start(self, nursery: trio.Nursery) -> None:
         try:

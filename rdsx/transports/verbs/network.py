@@ -100,9 +100,9 @@ class VerbsConnection:
 class VerbsListener:
     """See `transports.base.Listener`; what it gives is to be accepted with `VerbsNetwork.accept()`, or closed."""
 
-    def __init__(self, listener: Listener, refused: Refused) -> None:
+    def __init__(self, listener: Listener, network: VerbsNetwork) -> None:
         self._listener = listener
-        self._refused = refused
+        self._network = network
 
     async def accept(self) -> tuple[ConnectRequest, Host]:
         while True:
@@ -111,31 +111,36 @@ class VerbsListener:
                 return request, request.remote
             # It would be a second connection to the same peer, which the engine does not have.
             request.close()
-            self._refused("type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}")
+            self._network.refused(
+                "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
+            )
 
     def close(self) -> None:
         self._listener.close()
 
 
 class VerbsNetwork:
-    """Connections of a node over RDMA. run() must run while the other methods are in use, and ends last."""
+    """Connections of a node over RDMA. run() must run while the other methods are in use, and ends last.
+
+    `refused(reason, text)` is told of requests that were rejected here; whoever has this network may put in what counts them.
+    """
 
     name = "verbs"
 
-    def __init__(self, config: NodeConfig, *, refused: Refused) -> None:
+    def __init__(self, config: NodeConfig) -> None:
         self._config = config
-        self._refused = refused
+        self.refused: Refused = self._log_refused
         self._manager: ConnectionManager | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle events until cancelled; then wait for the links to let go, and close everything."""
         sizes = QueueSizes(send_wr=self._config.send_ring_slots, recv_wr=self._config.receive_ring_slots, inline_bytes=HEADER_BYTES)
-        self._manager = ConnectionManager(sizes, refused=self._refused, port_changed=self._port_changed)
+        self._manager = ConnectionManager(sizes, refused=self._tell_refused, port_changed=self._port_changed)
         await self._manager.run(task_status)
 
     async def listen(self, local: Host, port: int) -> VerbsListener:
         """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
-        return VerbsListener(await self.manager.listen(local), self._refused)
+        return VerbsListener(await self.manager.listen(local), self)
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
         """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
@@ -159,6 +164,13 @@ class VerbsNetwork:
     def manager(self) -> ConnectionManager:
         assert self._manager is not None
         return self._manager
+
+    def _tell_refused(self, reason: str, text: str) -> None:
+        self.refused(reason, text)
+
+    @staticmethod
+    def _log_refused(reason: str, text: str) -> None:
+        log.warning("%s: %s", reason, text)
 
     def _port_changed(self, kind: int, port: int) -> None:
         log.info("RDMA device: event %d on port %d", kind, port)
