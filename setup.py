@@ -5,18 +5,29 @@ stale; without it the ``.c`` files that the sdist ships are compiled as they are
 
 ``RDSX_SAFE_BUILD=1``  bounds, None and initialisation checks and assertions on; its C goes to ``build/safe``.
 ``RDSX_ANNOTATE=1``    write Cython's annotated HTML beside the C.
+``RDSX_VERBS=0``       leave out what needs the headers of rdma-core; ``1``: fail without them. Unset: as they are there or not.
+
+What needs those headers links none of rdma-core's libraries: a wheel that has it works where they are absent, without RDMA.
 """
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SAFE = os.environ.get("RDSX_SAFE_BUILD") == "1"
 ANNOTATE = os.environ.get("RDSX_ANNOTATE") == "1"
 # pip and build ask for metadata before they build: no need to generate C for that.
 METADATA_ONLY = sys.argv[1:2] in (["egg_info"], ["dist_info"])
+
+VERBS = os.environ.get("RDSX_VERBS", "")
+VERBS_MODULES = {"rdsx._bridge", "rdsx._fake_nic", "rdsx._rings"}
+VERBS_HEADERS = ("infiniband/verbs.h", "rdma/rdma_cma.h")
+VERBS_PACKAGES = "Debian and Ubuntu: libibverbs-dev and librdmacm-dev; Fedora, RHEL and SUSE: rdma-core-devel"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -30,11 +41,43 @@ DIRECTIVES = {
 }
 
 
+class BuildExt(build_ext):
+    """Builds what the headers of this machine allow."""
+
+    def build_extensions(self) -> None:
+        if any(extension.name in VERBS_MODULES for extension in self.extensions) and not self._builds_verbs():
+            self.extensions = [extension for extension in self.extensions if extension.name not in VERBS_MODULES]
+        super().build_extensions()
+
+    def _builds_verbs(self) -> bool:
+        if VERBS == "0":
+            return False
+        if self._has_headers():
+            return True
+        absent = f"{' and '.join(VERBS_HEADERS)} of rdma-core not found ({VERBS_PACKAGES})"
+        if VERBS == "1":
+            raise SystemExit(f"rdsx: RDSX_VERBS=1, but {absent}")
+        print(f"rdsx: built without verbs: {absent}", file=sys.stderr)
+        return False
+
+    def _has_headers(self) -> bool:
+        """Whether the compiler finds them, with the flags that this build has."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "headers.c"
+            source.write_text("".join(f"#include <{header}>\n" for header in VERBS_HEADERS))
+            try:
+                self.compiler.compile([str(source)], output_dir=folder)
+            except CompileError:
+                return False
+        return True
+
+
 def make_extension(pyx: Path, suffix: str) -> Extension:
     return Extension(
         f"rdsx.{pyx.stem}",
         [str(pyx.with_suffix(suffix))],
         include_dirs=["rdsx"],
+        libraries=["dl"] if f"rdsx.{pyx.stem}" in VERBS_MODULES else [],  # part of libc since glibc 2.34
         define_macros=[] if SAFE else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         undef_macros=["NDEBUG"] if SAFE else [],
         extra_compile_args=["-O1", "-g"] if SAFE else ["-O3"],
@@ -63,4 +106,4 @@ def extensions() -> list[Extension]:
     return built
 
 
-setup(ext_modules=extensions(), options={"build_ext": {"force": True}})
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt}, options={"build_ext": {"force": True}})

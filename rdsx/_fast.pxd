@@ -9,7 +9,7 @@ cdef enum:
     EXTENSION_BYTES = 16            # its tail: the extension headers
     FRAGMENT_BYTES = 4096           # payload bytes of a fragment (RDS_FRAG_SIZE)
     MAP_BYTES = 8192                # a congestion map: one bit a port
-    COUNTERS = 33                   # len(COUNTER_NAMES)
+    COUNTERS = 44                   # len(COUNTER_NAMES)
     SCRATCH_BYTES = 262144          # one read at most
     STAGING_BYTES = 131072          # headers and small payloads of one write at most
 
@@ -65,6 +65,17 @@ cdef enum:
     C_STREAM_READS
     C_STREAM_BYTES_WRITTEN
     C_STREAM_BYTES_READ
+    C_RECV_UNKNOWN_EXTENSION
+    C_IB_TX_RING_FULL
+    C_IB_TX_THROTTLE
+    C_IB_TX_CREDIT_UPDATES
+    C_IB_RX_RING_EMPTY
+    C_IB_RX_CREDIT_UPDATES
+    C_IB_ACK_SEND_DELAYED
+    C_IB_ACK_SEND_PIGGYBACKED
+    C_VERBS_DOORBELLS
+    C_VERBS_FRAMES_SENT
+    C_VERBS_FRAMES_RECEIVED
 
 # -- 1. header ------------------------------------------------------------------------------------------------------------
 
@@ -237,7 +248,9 @@ cdef class Path:
     cdef readonly uint64_t queued_bytes         # our share of core.queued_bytes
     cdef readonly bint paused                   # above a cap: the link must not read
     # acknowledging
-    cdef public bint peer_acks                  # the peer is rdsx: h_ack counts, both ways
+    cdef readonly bint header_acks              # a transport on which every peer acknowledges with h_ack and nobody probes: verbs
+    cdef public bint peer_acks                  # h_ack counts, both ways: the peer is rdsx, or header_acks
+    cdef public bint peer_is_kernel             # its numbers may begin anew without a word, and it wants every map
     cdef public int ack_due                     # ACK_NONE, ACK_LATER, ACK_NOW
     cdef uint32_t unacked_received              # messages received since our last ack
     cdef uint64_t unacked_received_bytes
@@ -260,7 +273,12 @@ cdef class Path:
     cdef void shrink(self) noexcept
     cdef int remove(self, Endpoint owner, int dport, uint8_t marks) except -1
     cdef int retire(self, uint64_t ack) except -1
+    cdef void pick(self, uint64_t index) noexcept
+    cdef void wrote(self, Sent* slot) noexcept
+    cdef void map_sent(self) except *
     cdef uint64_t receive_ack(self) noexcept
+    cdef void acknowledged(self) noexcept
+    cdef void decide_ack(self) noexcept
     cdef bint is_duplicate(self, Header* header) noexcept
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1
     cdef object address(self, uint16_t port)
@@ -272,3 +290,23 @@ cdef class Ring:
     cdef readonly uint32_t size
     cdef uint32_t allocated                     # free-running: slots ever taken
     cdef uint32_t freed                         # free-running: slots ever given back
+
+    cdef inline uint32_t in_use(self) noexcept nogil:
+        return self.allocated - self.freed
+
+    cdef inline uint32_t room(self) noexcept nogil:
+        return self.size - (self.allocated - self.freed)
+
+    cdef inline uint32_t position(self, uint32_t counter) noexcept nogil:
+        return counter & (self.size - 1)
+
+    cdef inline uint32_t take(self, uint32_t wanted) noexcept nogil:
+        cdef uint32_t taken = min(wanted, self.room())
+        self.allocated += taken
+        return taken
+
+    cdef inline bint give_back(self, uint32_t count) noexcept nogil:
+        if count > self.in_use():
+            return False
+        self.freed += count
+        return True

@@ -189,7 +189,9 @@ class Path:
     next_receive: int
     queued_bytes: int
     paused: bool
+    header_acks: bool
     peer_acks: bool
+    peer_is_kernel: bool
     held: bool
     ack_due: int
     def __init__(
@@ -202,6 +204,7 @@ class Path:
         peer_table: BindTable | None = None,
         is_ipv6: bool = False,
         scope: int = 0,
+        header_acks: bool = False,
     ) -> None: ...
     @property
     def send_queue(self) -> int:

@@ -39,7 +39,27 @@ cdef extern from *:
     static inline void rdsx_store16(unsigned char *p, uint16_t v) { v = htobe16(v); memcpy(p, &v, 2); }
     static inline void rdsx_store32(unsigned char *p, uint32_t v) { v = htobe32(v); memcpy(p, &v, 4); }
     static inline void rdsx_store64(unsigned char *p, uint64_t v) { v = htobe64(v); memcpy(p, &v, 8); }
+    /* The ones' complement sum of a header's 16-bit words but h_csum. It is the same in any byte order, and 65536 is 1 in it, so words of
+       32 bits do as well (RFC 1071). 0 only if all are 0. */
+    static inline uint16_t rdsx_sum(const unsigned char *p) {
+        uint64_t sum = 0;
+        uint32_t word;
+        uint16_t half;
+        int at;
+        for (at = 0; at < 48; at += 4) {
+            if (at == 28) continue;
+            memcpy(&word, p + at, 4);
+            sum += word;
+        }
+        memcpy(&half, p + 28, 2);
+        sum += half;
+        sum = (sum & 0xFFFFFFFF) + (sum >> 32);
+        sum = (sum & 0xFFFF) + (sum >> 16);
+        sum = (sum & 0xFFFF) + (sum >> 16);
+        return be16toh((uint16_t)((sum & 0xFFFF) + (sum >> 16)));
+    }
     """
+    uint16_t header_sum "rdsx_sum"(const unsigned char* p) noexcept nogil
     uint16_t load16 "rdsx_load16"(const unsigned char* p) noexcept nogil
     uint32_t load32 "rdsx_load32"(const unsigned char* p) noexcept nogil
     uint64_t load64 "rdsx_load64"(const unsigned char* p) noexcept nogil
@@ -56,6 +76,8 @@ cdef enum:
 cdef enum:
     OVERHEAD_BYTES = 128            # what a queued message costs us besides its payload
     MAX_PONGS = 1024                # unacknowledged answers to one peer's pings and probes
+    ACK_EVERY_MESSAGES = 256        # to a peer that acknowledges with h_ack: acknowledge at once after so many messages
+    ACK_EVERY_BYTES = 65536         # ... or bytes
 
 # The names of the counters in enum order: the kernel's own, then ours.
 COUNTER_NAMES = (
@@ -92,6 +114,17 @@ COUNTER_NAMES = (
     "stream_reads",
     "stream_bytes_written",
     "stream_bytes_read",
+    "recv_unknown_extension",
+    "ib_tx_ring_full",
+    "ib_tx_throttle",
+    "ib_tx_credit_updates",
+    "ib_rx_ring_empty",
+    "ib_rx_credit_updates",
+    "ib_ack_send_delayed",
+    "ib_ack_send_piggybacked",
+    "verbs_doorbells",
+    "verbs_frames_sent",
+    "verbs_frames_received",
 )
 
 
@@ -100,27 +133,16 @@ COUNTER_NAMES = (
 
 cdef uint16_t header_checksum(const unsigned char* header) noexcept nogil:
     """Internet checksum (RFC 1071) of the 48 bytes with h_csum taken as 0."""
-    cdef uint32_t total = 0
-    cdef int i
-    for i in range(0, HEADER_BYTES, 2):
-        if i != 30:
-            total += load16(header + i)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>~total
+    return <uint16_t>~header_sum(header)
 
 
 cdef bint checksum_is_good(const unsigned char* header) noexcept nogil:
     """h_csum is 0 ("not checksummed") or right."""
-    cdef uint32_t total = 0
-    cdef int i
-    if load16(header + 30) == 0:
+    cdef uint32_t checksum = load16(header + 30), total
+    if checksum == 0:
         return True
-    for i in range(0, HEADER_BYTES, 2):
-        total += load16(header + i)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return total == 0xFFFF
+    total = header_sum(header) + checksum
+    return (total & 0xFFFF) + (total >> 16) == 0xFFFF
 
 
 cdef void load_header(const unsigned char* source, Header* header) noexcept nogil:
@@ -177,6 +199,17 @@ cdef int find_extension(const unsigned char* extensions, uint8_t kind) noexcept 
             return at + 1
         at += 1 + size
     return -1
+
+
+cdef bint has_unknown_extension(const unsigned char* extensions) noexcept nogil:
+    """Whether the run has a type that neither we nor a kernel can make sense of, or is cut off by the end of the field."""
+    cdef int at = 0, size
+    while at < EXTENSION_BYTES and extensions[at] != 0:
+        size = extension_bytes(extensions[at])
+        if size <= 0 or at + 1 + size > EXTENSION_BYTES:
+            return True
+        at += 1 + size
+    return False
 
 
 cdef bytes extension_field(object extensions):
@@ -812,7 +845,7 @@ cdef enum:
 
 cdef class Path:
     def __cinit__(self, BindTable table not None, str host not None, CongestionMap foreign not None, *, uint64_t first_sequence=1,
-                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0):
+                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0, bint header_acks=False):
         self.table = table
         self.core = table.core
         self.host = host
@@ -822,6 +855,7 @@ cdef class Path:
         self.local = peer_table is not None
         self.is_ipv6 = is_ipv6
         self.scope = scope
+        self.header_acks = self.peer_acks = header_acks
         self.ring = NULL
         self.map_owed = True
 
@@ -974,6 +1008,40 @@ cdef class Path:
         self.shrink()
         return 0
 
+    cdef void pick(self, uint64_t index) noexcept:
+        """The message at `index` is about to touch a wire; if for the first time, decide whether it asks for an acknowledgement."""
+        cdef Sent* slot
+        if index < self.picked:
+            return
+        self.picked = index + 1
+        if not self.peer_acks:
+            return
+        slot = self.slot(index)
+        # A kernel acknowledges by itself only what asks for it: a last message that did not ask might never be.
+        if self.unacked_packets == 0 or self.unacked_bytes < slot.length or (self.peer_is_kernel and index + 1 == self.tail):
+            slot.flags |= FLAG_ACK_REQUIRED
+            self.unacked_packets = self.core.max_unacked_packets
+            self.unacked_bytes = self.core.max_unacked_bytes
+            self.core.counters[C_SEND_ACK_REQUIRED] += 1
+        else:
+            self.unacked_packets -= 1
+            self.unacked_bytes -= slot.length
+
+    cdef void wrote(self, Sent* slot) noexcept:
+        """The whole message at the cursor went out."""
+        if slot.flags & FLAG_RETRANSMITTED:
+            self.retransmitted += 1
+            self.core.counters[C_SEND_RETRANSMITTED] += 1
+        self.partial = 0
+        self.cursor += 1
+
+    cdef void map_sent(self) except *:
+        """Our map, as it is now, is on its way."""
+        self.map_owed = self.map_wanted = False
+        self.map_version_sent = self.table.congestion.version
+        self.map_told = self.table.congestion.any()
+        self.next_receive_at_map = self.next_receive
+
     def retire_written(self, uint64_t acked_bytes):
         """Forget what the peer's TCP acknowledged: every message that ends at or before this offset of the link's stream."""
         cdef uint64_t before = self.head
@@ -1008,7 +1076,7 @@ cdef class Path:
             return False
         # An rdsx peer that has sent nothing since our last map, on which no port was full, neither fills a port nor waits for one. It is
         # told when it sends: a thousand idle peers do not get 8 KiB each whenever a port fills up.
-        return not self.peer_acks or self.map_told or self.next_receive != self.next_receive_at_map
+        return not self.peer_acks or self.peer_is_kernel or self.map_told or self.next_receive != self.next_receive_at_map
 
     @property
     def map_due(self):
@@ -1129,9 +1197,24 @@ cdef class Path:
         """The highest sequence received: what h_ack says."""
         return self.next_receive - 1 if self.next_receive else 0
 
+    cdef void acknowledged(self) noexcept:
+        """What was received is acknowledged by a header on its way."""
+        self.ack_due = ACK_NONE
+        self.unacked_received = 0
+        self.unacked_received_bytes = 0
+
+    cdef void decide_ack(self) noexcept:
+        """A batch was taken in: how soon to acknowledge it, and whether there is something to transmit."""
+        if self.peer_acks and self.unacked_received and self.ack_due != ACK_NOW:
+            self.ack_due = ACK_LATER
+            if self.unacked_received >= ACK_EVERY_MESSAGES or self.unacked_received_bytes >= ACK_EVERY_BYTES:
+                self.ack_due = ACK_NOW
+        if self.ack_due == ACK_NOW or self.is_map_due():
+            self.mark_dirty()
+
     cdef bint is_duplicate(self, Header* header) noexcept:
-        """The kernel's test: lower and flagged. A peer that acknowledges at our level never goes back, flagged or not."""
-        return header.sequence < self.next_receive and (self.peer_acks or header.flags & FLAG_RETRANSMITTED)
+        """The kernel's test: lower and flagged. An rdsx peer never goes back, flagged or not."""
+        return header.sequence < self.next_receive and (header.flags & FLAG_RETRANSMITTED or (self.peer_acks and not self.peer_is_kernel))
 
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1:
         """Deliver a numbered message that is not a duplicate. The payload is `payload`, or `header.length` bytes at
@@ -1161,6 +1244,8 @@ cdef class Path:
             self.core.counters[C_RECV_DROP_NO_SOCK] += 1
             return 0
         if header.extensions[0] != 0:
+            if has_unknown_extension(header.extensions):
+                self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
             at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
             if at >= 0:
                 cookie = load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32
@@ -1205,36 +1290,33 @@ cdef class Ring:
 
     @property
     def used(self):
-        return <uint32_t>(self.allocated - self.freed)
+        return self.in_use()
 
     @property
     def free(self):
-        return self.size - <uint32_t>(self.allocated - self.freed)
+        return self.room()
 
     @property
     def low(self):
         """At most a quarter is in use: time to refill a receive ring."""
-        return <uint32_t>(self.allocated - self.freed) <= self.size // 4
+        return self.in_use() <= self.size // 4
 
     def allocate(self, uint32_t wanted):
         """Take up to `wanted` slots in a row (modulo size): (first slot, how many)."""
-        cdef uint32_t position = self.allocated & (self.size - 1)
-        cdef uint32_t taken = min(wanted, self.size - <uint32_t>(self.allocated - self.freed))
-        self.allocated += taken
-        return position, taken
+        cdef uint32_t first = self.position(self.allocated)
+        return first, self.take(wanted)
 
     def unallocate(self, uint32_t count):
         """Give back the newest slots, never posted."""
-        if count > <uint32_t>(self.allocated - self.freed):
+        if count > self.in_use():
             raise ValueError(f"{count} slots were never taken")
         self.allocated -= count
 
     def release(self, uint32_t count):
         """The oldest `count` slots have completed."""
-        if count > <uint32_t>(self.allocated - self.freed):
-            raise ValueError(f"{count} completions for {<uint32_t>(self.allocated - self.freed)} slots in use")
-        self.freed += count
+        if not self.give_back(count):
+            raise ValueError(f"{count} completions for {self.in_use()} slots in use")
 
     @property
     def oldest(self):
-        return self.freed & (self.size - 1)
+        return self.position(self.freed)

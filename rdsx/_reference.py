@@ -18,6 +18,7 @@ from rdsx.errors import WireError
 
 __all__ = [
     "CongestionMap",
+    "Credits",
     "Frame",
     "Header",
     "Message",
@@ -279,6 +280,62 @@ class Ring:
             raise ValueError("more than is in use")
         for _ in range(count):
             self._slots.popleft()
+
+
+class Credits:
+    """One end's view of flow control, as the history of what was posted, granted, sent and received."""
+
+    def __init__(self, receive_slots: int, available: int = 0) -> None:
+        self.threshold = min(max(receive_slots // 4, 2), 16)
+        self._grants_heard = [available]
+        self._sent = self._received = 0
+        self._posted: list[int] = []
+        self._grants: list[int] = []
+
+    @property
+    def available(self) -> int:
+        return sum(self._grants_heard) - self._sent
+
+    @property
+    def unadvertised(self) -> int:
+        return sum(self._posted) - sum(self._grants)
+
+    @property
+    def granted(self) -> int:
+        return sum(self._grants) - self._received
+
+    def sendable(self) -> int:
+        kept_back = 0 if self.unadvertised else 1
+        return max(self.available - kept_back, 0)
+
+    def advertise(self) -> int:
+        self._grants.append(min(self.unadvertised, 255))
+        return self._grants[-1]
+
+    def spend(self, frames: int) -> bool:
+        is_possible = frames <= self.available
+        self._sent += frames if is_possible else 0
+        return is_possible
+
+    def posted(self, receives: int) -> None:
+        self._posted.append(receives)
+
+    def heard(self, credit: int) -> bool:
+        is_possible = self.available + credit < 1 << 16
+        self._grants_heard += [credit] if is_possible else []
+        return is_possible
+
+    def received(self) -> bool:
+        is_possible = self.granted > 0
+        self._received += is_possible
+        return is_possible
+
+    def is_update_due(self) -> bool:
+        return self.unadvertised >= self.threshold
+
+    def grant_all(self) -> int:
+        self._grants.append(self.unadvertised)
+        return self.granted
 
 
 # -- queues ----------------------------------------------------------------------------------------------------------------

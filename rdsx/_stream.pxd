@@ -15,10 +15,8 @@ cdef class StreamWriter:
     cdef unsigned char header[48]               # header of the half-written message: as far as it was sent it must not change
     cdef uint64_t ack                           # h_ack of the batch being written
     cdef uint32_t store(self, Sent* slot, unsigned char* target) noexcept
-    cdef void pick(self, Sent* slot) noexcept
     cdef int start_map(self) except -1
     cdef int start_ack(self) except -1
-    cdef void acknowledged(self) noexcept
 
 
 @cython.final

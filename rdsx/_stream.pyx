@@ -27,8 +27,6 @@ cdef enum:
     SMALL_BYTES = 4096
     READ_AHEAD_BYTES = 4144         # behind a large payload: the next header, and a small message at most
     MAX_SEGMENTS = 64               # buffers in one gather write
-    ACK_EVERY_MESSAGES = 256        # between rdsx peers: acknowledge at once after so many messages
-    ACK_EVERY_BYTES = 65536         # ... or bytes
 
 
 cdef class StreamWriter:
@@ -66,9 +64,7 @@ cdef class StreamWriter:
             if used + HEADER_BYTES + (slot.length if slot.length <= SMALL_BYTES else 0) > STAGING_BYTES:
                 break
             if at == 0:
-                if index >= path.picked:
-                    self.pick(slot)
-                    path.picked = index + 1
+                path.pick(index)
                 self.store(slot, staging + used)
                 used += HEADER_BYTES
             elif at < HEADER_BYTES:
@@ -95,20 +91,6 @@ cdef class StreamWriter:
             out.append(core.staging_view[run:used])
         return out if out else None
 
-    cdef void pick(self, Sent* slot) noexcept:
-        """First transmission: decide whether the message asks for an acknowledgement."""
-        cdef Path path = self.path
-        if not path.peer_acks:
-            return
-        if path.unacked_packets == 0 or path.unacked_bytes < slot.length:
-            slot.flags |= FLAG_ACK_REQUIRED
-            path.unacked_packets = path.core.max_unacked_packets
-            path.unacked_bytes = path.core.max_unacked_bytes
-            path.core.counters[C_SEND_ACK_REQUIRED] += 1
-        else:
-            path.unacked_packets -= 1
-            path.unacked_bytes -= slot.length
-
     cdef int start_map(self) except -1:
         cdef Path path = self.path
         cdef bytes header
@@ -118,23 +100,15 @@ cdef class StreamWriter:
             header = pack_header(0, 0, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP)
         self.control = header + bytes(path.table.congestion)
         self.control_at = 0
-        path.map_owed = path.map_wanted = False
-        path.map_version_sent = path.table.congestion.version
-        path.map_told = path.table.congestion.any()
-        path.next_receive_at_map = path.next_receive
+        path.map_sent()
         return 0
 
     cdef int start_ack(self) except -1:
         self.control = pack_header(0, self.path.receive_ack(), 0, 0, 0)
         self.control_at = 0
         self.path.core.counters[C_SEND_ACK_ONLY] += 1
-        self.acknowledged()
+        self.path.acknowledged()
         return 0
-
-    cdef void acknowledged(self) noexcept:
-        self.path.ack_due = ACK_NONE
-        self.path.unacked_received = 0
-        self.path.unacked_received_bytes = 0
 
     def written(self, size_t count):
         """`count` bytes of the last poll() went out."""
@@ -156,18 +130,14 @@ cdef class StreamWriter:
             slot = path.slot(path.cursor)
             take = HEADER_BYTES + slot.length - path.partial
             if path.partial == 0 and path.peer_acks and path.ack_due:
-                self.acknowledged()
+                path.acknowledged()
             if count < take:
                 if path.partial == 0:
                     self.store(slot, self.header)
                 path.partial += count
                 return
-            if slot.flags & FLAG_RETRANSMITTED:
-                path.retransmitted += 1
-                path.core.counters[C_SEND_RETRANSMITTED] += 1
             count -= take
-            path.partial = 0
-            path.cursor += 1
+            path.wrote(slot)
 
     @property
     def idle(self):
@@ -291,12 +261,7 @@ cdef class StreamReader:
         memcpy(self.carry, data + self.at, rest)
         self.carried = rest
         self.at = self.end = 0
-        if path.peer_acks and path.unacked_received and path.ack_due != ACK_NOW:
-            path.ack_due = ACK_LATER
-            if path.unacked_received >= ACK_EVERY_MESSAGES or path.unacked_received_bytes >= ACK_EVERY_BYTES:
-                path.ack_due = ACK_NOW
-        if path.ack_due == ACK_NOW or path.is_map_due():
-            path.mark_dirty()
+        path.decide_ack()
         return NEED_MORE
 
     cdef int note(self, Header* header) except -1:

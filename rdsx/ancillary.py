@@ -238,7 +238,7 @@ def check_send(ancdata: Iterable[tuple[int, int, Buffer]]) -> None:
         raise OSError(errno.EMSGSIZE, f"RDMA of {remote_bytes} bytes: one message's operations move at most {c.RDS_MAX_MSG_SIZE}")
     check_kinds(controls)
     check_contents(controls)
-    raise OSError(errno.EOPNOTSUPP, f"control message {controls[0][0]}: RDMA needs the verbs transport; this node's transport has none")
+    raise OSError(errno.EOPNOTSUPP, f"control message {controls[0][0]}: only transport='kernel' on rds_rdma has RDMA")
 
 
 def check_kinds(controls: list[tuple[int, bytes]]) -> None:
@@ -269,8 +269,8 @@ def check_contents(controls: list[tuple[int, bytes]]) -> None:
         if isinstance(structure, ZcopyCookie):
             raise OSError(errno.EINVAL, f"{structure}: MSG_ZEROCOPY is not there and not needed: bytes are sent uncopied anyway")
         if isinstance(structure, RdmaDest):
-            raise OSError(errno.EINVAL, f"{structure} names no memory registered by this socket; registering needs the verbs transport")
+            raise OSError(errno.EINVAL, f"{structure} names no memory registered by this socket; only transport='kernel' registers any")
         if isinstance(structure, GetMrArgs):
-            raise OSError(errno.EOPNOTSUPP, f"{structure}: registering memory needs the verbs transport; this node's transport has none")
+            raise OSError(errno.EOPNOTSUPP, f"{structure}: only transport='kernel' on rds_rdma registers memory")
         if isinstance(structure, Atomic) and structure.local_address % 8:
             raise OSError(errno.EFAULT, f"{structure}: local_address must be a multiple of 8")

@@ -26,6 +26,8 @@ RANGES = {
     "keepalive_idle_s": (1, 32767),
     "keepalive_interval_s": (1, 32767),
     "keepalive_probes": (1, 127),
+    "send_ring_slots": (4, 32768),
+    "receive_ring_slots": (4, 32768),
     "sequence_base": (1, 2**63),
     "seed": (-(2**63), 2**64),
 }
@@ -107,6 +109,16 @@ class NodeConfig:
     keepalive_probes: int = 5
     """and dead after so many unanswered: about 30 s."""
 
+    send_ring_slots: int = 256
+    """RDMA: messages of up to 4 KiB, or parts of longer ones, that are sent and not known to have arrived (net.rds.ib.max_send_wr). A power
+    of two; a device that has less gets less."""
+
+    receive_ring_slots: int = 1024
+    """RDMA: receives that are posted for each peer, 4,160 bytes each, locked in memory (net.rds.ib.max_recv_wr). As above."""
+
+    busy_poll_s: float = 0.0
+    """RDMA: after the last completion poll so long before waiting for an event. It buys latency for a whole CPU; 0 never does."""
+
     yield_interval_s: float = 0.001
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
 
@@ -131,6 +143,9 @@ class NodeConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"NodeConfig.{name} must be an int in {low}..{high}, not {value!r}")
+        for name in ("send_ring_slots", "receive_ring_slots"):
+            if getattr(self, name).bit_count() != 1:
+                raise ValueError(f"NodeConfig.{name} must be a power of two, not {getattr(self, name)}")
         for name in self.__slots__:
             if name.endswith("_s") and name not in RANGES and not getattr(self, name) >= 0:
                 raise ValueError(f"NodeConfig.{name} is a time in seconds, at least 0, not {getattr(self, name)!r}")

@@ -52,6 +52,8 @@ class Driver(Stack[EngineSocket]):
     `network` is None for a node of loopback only.
     """
 
+    supervisor_type: type[Supervisor] = Supervisor
+
     def __init__(self, hosts: list[Host], network: Network | None, config: NodeConfig) -> None:
         super().__init__(hosts, config)
         self._network = network
@@ -248,16 +250,24 @@ class Driver(Stack[EngineSocket]):
         if len(self._supervisors) >= self.config.max_peers:
             raise TooManyPeersError(f"{host.key} would be peer number {len(self._supervisors) + 1}: raise NodeConfig.max_peers")
         foreign = self._foreign.setdefault(host.key, CongestionMap())
-        path = Path(table, host.text, foreign, first_sequence=self._first_sequence, is_ipv6=host.is_ipv6, scope=host.scope)
+        path = Path(
+            table,
+            host.text,
+            foreign,
+            first_sequence=self._first_sequence,
+            is_ipv6=host.is_ipv6,
+            scope=host.scope,
+            header_acks=self.supervisor_type.header_acks,
+        )
         connection = Connection(
             path,
-            dials=local.value < host.value,
+            dials=self.supervisor_type.dials(local, host),
             config=self.config,
             generation=self.generation,
             uniform=self._random.random,
             emit=self._emit,
         )
-        supervisor = Supervisor(self, connection, local, host)
+        supervisor = self.supervisor_type(self, connection, local, host)
         path.supervisor = supervisor
         table.routes[host.key] = path
         self._supervisors[table.host, host.key] = supervisor
@@ -328,11 +338,7 @@ class Driver(Stack[EngineSocket]):
                 self._refuse(stream, "too_many_peers", f"{local.key}: connection from {remote.key}: {error.strerror}")
                 return
             supervisor = path.supervisor
-        if local.value < remote.value:
-            stream.close()
-            supervisor.poked_by_peer()
-        else:
-            supervisor.offer(stream)
+        supervisor.incoming(stream)
 
     def _refuse(self, stream: ByteStream, reason: str, text: str) -> None:
         self._warn(reason, text)

@@ -12,17 +12,19 @@ from rdsx.addresses import Host, parse_host
 from rdsx.config import NodeConfig
 from rdsx.driver import Driver
 from rdsx.engine.events import Event
+from rdsx.errors import UnsupportedError
 from rdsx.kernel.stack import KernelStack
 from rdsx.sockets import RdsSocket
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
 from rdsx.transports.base import Network
 from rdsx.transports.tcp import TcpNetwork
+from rdsx.transports.verbs.detection import find_obstacle
 from rdsx.wire.info import Info
 
 __all__ = ["Node", "open_node"]
 
-TransportName = Literal["tcp", "loop", "kernel"]
+TransportName = Literal["tcp", "loop", "verbs", "kernel"]
 
 
 @contextlib.asynccontextmanager
@@ -33,8 +35,8 @@ async def open_node(
 
     Args:
         address: numeric IPv4 or IPv6 address, or several; each must be configured on this host.
-        transport: "tcp"; "loop" (the sockets of this node only); "kernel" (AF_RDS: the running kernel does it all); or a `Network`, such
-            as a `rdsx.testing.VirtualNetwork`.
+        transport: "tcp"; "loop" (the sockets of this node only); "verbs" (InfiniBand and RoCE); "kernel" (AF_RDS: the running kernel
+            does it all); or a `Network`, such as a `rdsx.testing.VirtualNetwork`.
         config: settings; the defaults are the kernel's.
 
     Leaving the block waits until peers have acknowledged what open sockets sent, at most half of `config.close_drain_s`; then it
@@ -43,6 +45,7 @@ async def open_node(
 
     Raises:
         OSError: an address is not local (EADDRNOTAVAIL), its port is in use (EADDRINUSE), or the kernel has no RDS (EAFNOSUPPORT).
+        UnsupportedError: "verbs" cannot work here; the text says what was found, what is needed and what to install.
         ValueError: an address is not numeric, or unusable.
     """
     config = config or NodeConfig()
@@ -77,7 +80,16 @@ def make_stack(hosts: list[Host], transport: TransportName | Network, config: No
         return Driver(hosts, None, config)
     if transport == "kernel":
         return KernelStack(hosts, config)
-    raise ValueError(f"transport must be 'tcp', 'loop' or 'kernel', not {transport!r}")
+    if transport == "verbs":
+        obstacle = find_obstacle()
+        if obstacle is not None:
+            raise UnsupportedError(f"transport 'verbs': {obstacle}")
+        # Here: they need modules that not every build has.
+        from rdsx.transports.verbs.network import VerbsNetwork
+        from rdsx.verbs import VerbsDriver
+
+        return VerbsDriver(hosts, VerbsNetwork(config), config)
+    raise ValueError(f"transport must be 'tcp', 'loop', 'verbs' or 'kernel', not {transport!r}")
 
 
 class Node:

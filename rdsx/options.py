@@ -207,7 +207,7 @@ def refuse_registration(sock: EngineSocket, packed: bytes, size: int, structure:
     if len(packed) != size:
         raise OSError(errno.EINVAL, f"the option takes {structure}(…).pack(), exactly {size} bytes, not {len(packed)}")
     sock._check_bound()
-    raise OSError(errno.EOPNOTSUPP, f"memory registration needs the verbs transport; {sock._driver.transport_name!r} has none")
+    raise OSError(errno.EOPNOTSUPP, f"{sock._driver.transport_name!r} registers no memory; transport='kernel' does, on rds_rdma")
 
 
 def set_free_mr(sock: EngineSocket, value: int | Buffer) -> None:
@@ -252,7 +252,7 @@ def set_option(sock: EngineSocket, level: int, option: int, value: int | Buffer)
 
 
 def transport_of(sock: EngineSocket) -> int:
-    return c.RDS_TRANS_TCP if sock._driver.transport_name != "loop" else c.RDS_TRANS_LOOP
+    return {"loop": c.RDS_TRANS_LOOP, "verbs": c.RDS_TRANS_IB}.get(sock._driver.transport_name, c.RDS_TRANS_TCP)
 
 
 def get_transport(sock: EngineSocket) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from rdsx.addresses import Host
 from rdsx.engine.connection import Connection
 from rdsx.engine.states import State
+from rdsx.errors import WireError
 from rdsx.transports.base import ByteStream, Link
 from rdsx.transports.signal import Signal
 from rdsx.transports.stream import StreamLink, reason_of
@@ -31,7 +32,12 @@ MAX_OFFERED = 8  # links a peer has made and given up while we still read an old
 
 
 class Supervisor:
-    """Drives one `Connection`. Also the `LinkOwner` of its current link."""
+    """Drives one `Connection`. Also the `LinkOwner` of its current link.
+
+    This one makes links of byte streams. A transport that has none overrides what says so.
+    """
+
+    header_acks = False  # whether every peer acknowledges in headers, kernels too
 
     def __init__(self, driver: Driver, connection: Connection, local: Host, remote: Host) -> None:
         self.connection = connection
@@ -40,7 +46,7 @@ class Supervisor:
         self._local = local
         self.remote = remote
         self._signal = Signal()
-        self._offered: deque[ByteStream] = deque()
+        self._offered: deque[Any] = deque()  # what the listener gave
         self._dialling: trio.CancelScope | None = None
         self._failure_logged = False
         self._finishing = False
@@ -52,22 +58,25 @@ class Supervisor:
         """Until cancelled or finished, or until the peer turns out to be nobody."""
         try:
             while not self._finishing:
-                stream = await self._next_stream()
-                if stream is None:
+                carrier = await self._next_carrier()
+                if carrier is None:
                     self._driver.forget(self)
                     return
-                await self._carry(stream)
+                await self._carry(carrier)
         finally:
-            for stream in self._offered:
-                stream.close()
+            for offered in self._offered:
+                offered.close()
 
-    async def _next_stream(self) -> ByteStream | None:
-        """The next link's stream; None when the peer has never spoken and there is no reason to dial it."""
+    async def _next_carrier(self) -> Any:
+        """What the next link is made of; None when the peer has never spoken and there is no reason to dial it."""
         connection = self.connection
         while True:
             if self._offered:
                 connection.accepting()
-                return self._offered.popleft()
+                carrier = await self._accept(self._offered.popleft())
+                if carrier is not None:
+                    return carrier
+                continue
             at_s = connection.dial_at(awaited=self._driver.is_awaited(connection.path))
             if at_s == inf and connection.links == 0:
                 return None
@@ -76,30 +85,32 @@ class Supervisor:
                 with trio.move_on_at(at_s):
                     await self._signal.wait()
                 continue
-            stream = await self._dial()
-            if stream is not None:
-                return stream
+            carrier = await self._dial()
+            if carrier is not None:
+                return carrier
 
-    async def _dial(self) -> ByteStream | None:
-        """Connect; None when there is no stream to use: it failed, it was only a poke, or the peer's own link came first."""
+    async def _dial(self) -> Any:
+        """Connect; None when there is nothing to use: it failed, it was only a poke, or the peer's own link came first."""
         connection = self.connection
         connection.dialling()
         connection.path.corked = True
-        stream: ByteStream | None = None
+        carrier: Any = None
         reason = "connect_timeout"
         with trio.move_on_after(self._driver.config.connect_timeout_s) as self._dialling:
             try:
-                stream = await self._driver.network.connect(self._local, self.remote, self._driver.config.port)
+                carrier = await self._connect()
             except OSError as error:
                 reason = reason_of(error)
+            except WireError as error:
+                reason = error.reason
         self._dialling = None
-        if stream is not None and connection.dials:
-            return stream
+        if carrier is not None and connection.dials:
+            return carrier
         now_s = trio.current_time()
-        if not connection.dials and (stream is not None or reason == "reset_by_peer"):
+        if not connection.dials and (carrier is not None or reason == "reset_by_peer"):
             # The smaller address refuses a poke with FIN and RST, which may be here before our connect has returned.
-            if stream is not None:
-                stream.close()
+            if carrier is not None:
+                carrier.close()
             connection.poked(now_s)
         else:
             connection.dial_failed(now_s, rejected=reason == "reset_by_peer")
@@ -110,12 +121,12 @@ class Supervisor:
                     log.info("%s -> %s: cannot connect: %s; trying again", connection.local, connection.peer, reason)
         return None
 
-    async def _carry(self, stream: ByteStream) -> None:
+    async def _carry(self, carrier: Any) -> None:
         connection, config = self.connection, self._driver.config
         connection.established()
         self._failure_logged = False
         self._link_ended = trio.Event()
-        self.link = StreamLink(stream, connection.path, self, hello_timeout_s=config.hello_timeout_s)
+        self.link = self._make_link(carrier)
         if self._offered:
             self.link.supersede(config.supersede_drain_s)
         try:
@@ -132,6 +143,31 @@ class Supervisor:
         self._driver.count_drop(reason)
         log.info("%s -> %s: link ended: %s", connection.local, connection.peer, detail or reason)
         self._driver.attend()
+
+    # -- what depends on the transport
+
+    @staticmethod
+    def dials(local: Host, remote: Host) -> bool:
+        """Whether our connects make links. Over TCP those of the smaller address do; those of the larger one are pokes."""
+        return local.value < remote.value
+
+    def incoming(self, stream: ByteStream) -> None:
+        """The peer has dialled us: a link if it is the smaller address, else a poke."""
+        if self.connection.dials:
+            stream.close()
+            self.poked_by_peer()
+        else:
+            self.offer(stream)
+
+    async def _connect(self) -> Any:
+        return await self._driver.network.connect(self._local, self.remote, self._driver.config.port)
+
+    async def _accept(self, offered: Any) -> Any:
+        """Take up what the peer offers; None if that comes to nothing."""
+        return offered
+
+    def _make_link(self, carrier: Any) -> Link:
+        return StreamLink(carrier, self.connection.path, self, hello_timeout_s=self._driver.config.hello_timeout_s)
 
     # -- what others tell us
 

@@ -1,7 +1,8 @@
-"""What the contract suite runs on: two hosts on loopback, over TCP, or over the RDS of a live kernel, and the list of departures.
+"""What the contract suite runs on: two hosts on loopback, over TCP, over RDMA, or over the RDS of a live kernel; and the departures.
 
-The kernel's cases run in a guest of the lab (`contract/conftest.py` sends them there): there is one kernel with two network namespaces,
-so its RDS goes over TCP. A kernel never forgets a connection, so every test takes ports of its own.
+The kernel's cases, and those over RDMA, run in guests of the lab (`contract/conftest.py` sends them there). For the kernel's there is one
+kernel with two network namespaces, so its RDS goes over TCP; for RDMA there is a device of soft-RoCE with two addresses. A kernel never
+forgets a connection, so every test takes ports of its own.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ __all__ = ["DEPARTURES", "IN_GUEST", "LEFT", "NOBODY", "RIGHT", "SERIES", "Pair"
 
 IN_GUEST = "RDSX_CONTRACT_REPORT" in os.environ  # the file that the guest's run writes its outcomes to
 SERIES = os.environ.get("RDSX_LAB_KERNELS", "6.1").split(",")
+VERBS = pytest.param("verbs", marks=pytest.mark.slow)
 KERNELS = [pytest.param(f"kernel-{series}", marks=pytest.mark.slow) for series in SERIES]
 
-every_stack = pytest.mark.parametrize("stack", ["loop", "tcp", *KERNELS])
-with_a_wire = pytest.mark.parametrize("stack", ["tcp", *KERNELS])
+every_stack = pytest.mark.parametrize("stack", ["loop", "tcp", VERBS, *KERNELS])
+with_a_wire = pytest.mark.parametrize("stack", ["tcp", VERBS, *KERNELS])
 
 LEFT, RIGHT = HOSTS if IN_GUEST else (apikit.LEFT, apikit.RIGHT)
 NOBODY = "10.78.0.77" if IN_GUEST else "127.0.0.77"  # where no RDS is
@@ -93,9 +95,18 @@ async def pair(stack: str, **settings: Any) -> AsyncIterator[Pair]:
         with trio.fail_after(apikit.GUARD_S):
             async with kernel_node(LEFT, config) as left, kernel_node(RIGHT, config) as right:
                 yield Pair(left, right)
+    elif stack == "verbs":
+        config = replace(apikit.config(), **settings)
+        with trio.fail_after(apikit.GUARD_S):
+            async with verbs_node(LEFT, config) as left, verbs_node(RIGHT, config) as right:
+                yield Pair(left, right)
     else:
         async with apikit.duo(stack, **settings) as two:
             yield Pair(two.left, two.right)
+
+
+def verbs_node(host: str, config: rdsx.NodeConfig) -> contextlib.AbstractAsyncContextManager[rdsx.Node]:
+    return rdsx.open_node(host, transport="verbs", config=config)
 
 
 @contextlib.asynccontextmanager
@@ -117,9 +128,16 @@ async def kernel_node(host: str, config: rdsx.NodeConfig) -> AsyncIterator[Any]:
 async def third_node(stack: str, two: Pair) -> AsyncIterator[rdsx.Node]:
     """Another node that reaches the pair's right one; with a kernel on the left one's address, which nodes can share there."""
     config = replace(two.left.config, close_drain_s=5.0)
-    opened = kernel_node(LEFT, config) if is_kernel(stack) else rdsx.open_node("127.0.0.3", config=config)
-    async with opened as node:
+    opened = {"verbs": verbs_node, "tcp": tcp_node}.get(stack, kernel_node)
+    async with opened(THIRD.get(stack, LEFT), config) as node:
         yield node
+
+
+THIRD = {"tcp": "127.0.0.3", "verbs": "10.78.0.3"}
+
+
+def tcp_node(host: str, config: rdsx.NodeConfig) -> contextlib.AbstractAsyncContextManager[rdsx.Node]:
+    return rdsx.open_node(host, config=config)
 
 
 class Elsewhere:

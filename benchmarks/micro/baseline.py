@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 
+from benchmarks.micro.case import OPTIONAL_SECTIONS, section_of
 from benchmarks.micro.counting import Count
 from benchmarks.micro.environment import Environment
 
@@ -75,8 +76,10 @@ class Baseline:
         """A verdict on each case that was counted or is in the baseline."""
         total_limit, own_limit = self.limits(here)
         verdicts = [self.judge_case(name, count, total_limit, own_limit) for name, count in counts.items()]
-        gone = [Verdict(name, None, None, "is in the baseline, but not a case") for name in self.cases if name not in counts]
-        return verdicts + gone
+        absent = OPTIONAL_SECTIONS - {section_of(name) for name in counts}
+        gone = [name for name in self.cases if name not in counts and section_of(name) not in absent]
+        verdicts += [Verdict(name, None, None, "is in the baseline, but not a case") for name in gone]
+        return verdicts
 
     def limits(self, here: Environment) -> tuple[float, float]:
         """Multiples of the baseline that are still right, in total and in our own modules, for counts made `here`."""

@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-__all__ = ["CASES", "Case", "Loop", "Measure", "case"]
+__all__ = ["CASES", "OPTIONAL_SECTIONS", "Case", "Loop", "Measure", "case", "section_of"]
 
 Loop = Callable[[int], Awaitable[None]]
 Measure = Callable[[Loop], Awaitable[None]]
 
 COUNTED_OPERATIONS = 4096
 MIN_COUNTED_ROUNDS = 16
+
+
+OPTIONAL_SECTIONS = {"rings"}  # whose cases are there only if rdsx was built with the headers of rdma-core
+
+
+def section_of(name: str) -> str:
+    return name.partition(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Case:
 
     @property
     def section(self) -> str:
-        return self.name.partition(" ")[0]
+        return section_of(self.name)
 
 
 CASES: dict[str, Case] = {}

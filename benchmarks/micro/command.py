@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.micro import baseline, fast, sockets, stream  # noqa: F401  each adds its cases
+from benchmarks.micro import baseline, population  # noqa: F401  the latter adds all cases
 from benchmarks.micro.baseline import Baseline, BaselineError, Verdict
 from benchmarks.micro.case import CASES, Case
 from benchmarks.micro.counting import Count, CountingError

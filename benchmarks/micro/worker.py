@@ -16,7 +16,7 @@ import sys
 
 import trio
 
-from benchmarks.micro import fast, sockets, stream  # noqa: F401  each adds its cases
+from benchmarks.micro import population  # noqa: F401  adds all cases
 from benchmarks.micro.case import CASES, Case, Loop
 
 __all__ = ["MARKS", "main"]

@@ -13,7 +13,7 @@ import rdsx
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "ping", "serve")  # each is the click command `command` of the module with its name
+COMMANDS = ("demo", "doctor", "ping", "serve")  # each is the click command `command` of the module with its name
 STATUS_INTERRUPTED = 130
 
 

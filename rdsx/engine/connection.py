@@ -126,12 +126,15 @@ class Connection:
         self.links += 1
         hello = parse_hello_untrusted(extensions)
         before, self.kind = self.kind, "kernel" if hello is None else "rdsx"
-        self.path.peer_acks = hello is not None
+        self.path.peer_acks = hello is not None or self.path.header_acks
+        self.path.peer_is_kernel = hello is None
         if before is not None and before != self.kind:
             self._restarted()
         if hello is None:
-            # Unsolicited, on every link: blocked senders of a kernel that lost our last answer never wake otherwise.
-            self.path.push_control(PING_PORT, PROBE_PORT, pack_probe(paths=OUR_PATHS), once=True)
+            if not self.path.header_acks:
+                # Unsolicited, on every link: blocked senders of a kernel that lost our last answer never wake otherwise. Not over verbs,
+                # where there is one path, and a kernel that gets a probe prints a stack trace.
+                self.path.push_control(PING_PORT, PROBE_PORT, pack_probe(paths=OUR_PATHS), once=True)
             self.path.resume(0)
         elif not self._heard_generation(hello.generation):
             self.path.resume(ack)

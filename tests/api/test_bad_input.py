@@ -16,6 +16,7 @@ import trio
 import rdsx
 from apikit import FAR, GUARD_S, LEFT, MIB, RIGHT, assert_text, bound, config, fill, lonely_node, loop_node, public_methods, raises_errno
 from rdsx.addresses import SockAddr
+from rdsx.transports.verbs import detection
 
 HERE = (LEFT, 4000)
 Call = Callable[[rdsx.RdsSocket, Any], Awaitable[Any]]
@@ -146,7 +147,15 @@ async def test_wrong_transport_name() -> None:
     with pytest.raises(ValueError) as caught:
         async with rdsx.open_node(LEFT, transport="udp"):  # type: ignore[arg-type]
             pass
-    assert_text(caught.value, "'udp'", "'tcp', 'loop' or 'kernel'")
+    assert_text(caught.value, "'udp'", "'tcp', 'loop', 'verbs' or 'kernel'")
+
+
+async def test_verbs_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found, what is needed, and what to do."""
+    monkeypatch.setattr(detection, "LIBRARIES", ("libnosuch.so.1",))
+    with raises_errno(errno.EOPNOTSUPP, "'verbs'", "libnosuch.so.1 cannot be loaded", "needed: the libraries of rdma-core", "apt install"):
+        async with rdsx.open_node(LEFT, transport="verbs"):
+            pass
 
 
 @pytest.mark.skipif(Path("/proc/net/protocols").read_text().find("RDS ") >= 0, reason="this kernel has RDS")

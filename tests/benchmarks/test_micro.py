@@ -14,7 +14,7 @@ import trio
 
 from benchmarks.micro import baseline, command, counting, profile
 from benchmarks.micro.baseline import Baseline
-from benchmarks.micro.case import CASES, Case, Loop
+from benchmarks.micro.case import CASES, OPTIONAL_SECTIONS, Case, Loop, section_of
 from benchmarks.micro.counting import Count, CountingError
 from benchmarks.micro.environment import Environment, current_environment
 from benchmarks.micro.timing import time_case
@@ -137,7 +137,16 @@ def test_not_a_baseline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_the_committed_baseline_has_every_case() -> None:
-    assert list(Baseline.load(baseline.PATH).cases) == list(CASES)
+    absent = OPTIONAL_SECTIONS - {case.section for case in CASES.values()}
+    assert [name for name in Baseline.load(baseline.PATH).cases if section_of(name) not in absent] == list(CASES)
+
+
+def test_what_was_not_built_is_not_missed() -> None:
+    counts = {name: count for name, count in COUNTS.items() if section_of(name) not in OPTIONAL_SECTIONS}
+    known = Baseline.of(HERE, counts | dict.fromkeys(["rings of yore"], Count(1.0, 1.0, {})))
+    assert not [verdict for verdict in known.judge(HERE, counts) if verdict.complaint]
+    (complaint,) = [verdict for verdict in known.judge(HERE, counts | {"rings": Count(1.0, 1.0, {})}) if verdict.name == "rings of yore"]
+    assert complaint.complaint == "is in the baseline, but not a case"
 
 
 # -- callgrind

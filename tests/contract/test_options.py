@@ -141,15 +141,16 @@ async def test_transport(stack: str) -> None:
         for wrong in (-1, 3, 4, bytes(3), bytes(8)):
             with raises_errno(errno.EINVAL):
                 sock.setsockopt(*option, wrong)
+        number = {"loop": rdsx.RDS_TRANS_LOOP, "verbs": rdsx.RDS_TRANS_IB}.get(stack, rdsx.RDS_TRANS_TCP)
         in_a_namespace = is_kernel(stack)  # of its own, where the kernel has TCP only
         with raises_errno(errno.EPROTOTYPE if in_a_namespace else errno.ENOPROTOOPT):
             sock.setsockopt(*option, rdsx.RDS_TRANS_GAP)
         if stack != "loop":
-            sock.setsockopt(*option, rdsx.RDS_TRANS_TCP)
+            sock.setsockopt(*option, number)
             with raises_errno(errno.EOPNOTSUPP):
-                sock.setsockopt(*option, rdsx.RDS_TRANS_TCP)
+                sock.setsockopt(*option, number)
         await sock.bind((LEFT, next_port()))
-        assert sock.getsockopt(*option) == (rdsx.RDS_TRANS_LOOP if stack == "loop" else rdsx.RDS_TRANS_TCP)
+        assert sock.getsockopt(*option) == number
         with raises_errno(errno.EOPNOTSUPP):
             sock.setsockopt(*option, rdsx.RDS_TRANS_TCP)
 
@@ -348,7 +349,7 @@ async def test_info(stack: str) -> None:
         assert [(one.connected, one.send_buffer_bytes, one.receive_buffer_bytes) for one in mine] == [(right.getsockname(), 106496, 106496)]
         (connection,) = [one for one in two.left.info().connections if (one.local, one.peer) == (LEFT, RIGHT)]
         assert (connection.connected, connection.connecting, connection.tos) == (True, False, 0)
-        assert connection.transport == ("loopback" if stack == "loop" else "tcp")
+        assert connection.transport == {"loop": "loopback", "verbs": "verbs"}.get(stack, "tcp")
         assert connection.next_tx_seq > 3 or not is_kernel(stack)
         assert info.counters["recv_queued"] >= 3
         assert bool(info.tcp_sockets) == is_kernel(stack)

@@ -19,7 +19,7 @@ KERNEL = bytes(16)
 
 
 class Fixture:
-    def __init__(self, *, dials: bool = True) -> None:
+    def __init__(self, *, dials: bool = True, header_acks: bool = False) -> None:
         core = Core(
             max_message_bytes=1 << 20,
             max_peer_queued_bytes=1 << 26,
@@ -29,7 +29,7 @@ class Fixture:
             answer_pings=True,
         )
         self.table = BindTable(core, "10.0.0.1" if dials else "10.0.0.3")
-        self.path = Path(self.table, "10.0.0.2", CongestionMap(), first_sequence=100)
+        self.path = Path(self.table, "10.0.0.2", CongestionMap(), first_sequence=100, header_acks=header_acks)
         self.path.corked = True  # no driver: nobody to mark it dirty for
         self.table.routes["10.0.0.2"] = self.path
         self.endpoint = Endpoint(1 << 20, 1 << 20)
@@ -179,6 +179,20 @@ def test_a_kernel_hears_one_path_behind_what_is_unacknowledged() -> None:
     fixture.send()
     fixture.up()
     assert [(sequence, flags) for sequence, flags, _ in fixture.messages()] == [(100, 4), (101, 4), (102, 0)]
+
+
+def test_over_verbs_a_kernel_hears_no_path_count_and_acknowledges() -> None:
+    fixture = Fixture(header_acks=True)
+    fixture.send()
+    fixture.up()
+    assert fixture.connection.kind == "kernel"
+    assert fixture.messages() == [(100, 2, bytes(16))]
+    for _ in range(2):
+        fixture.send()
+    assert [(sequence, flags) for sequence, flags, _ in fixture.messages()] == [(101, 0), (102, 2)]  # the last one always asks
+    fixture.lose()
+    fixture.up()
+    assert [(sequence, flags) for sequence, flags, _ in fixture.messages()] == [(100, 6), (101, 6), (102, 6)]
 
 
 def test_an_rdsx_peer_hears_no_path_count_and_acknowledges() -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package has no .pyx
 
 # What users import, besides the names of `rdsx` itself.
-PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "errors", "testing"}
+PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "testing"}
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
@@ -109,6 +109,14 @@ def test_the_kernels_stack_does_not_know_ours() -> None:
     assert broken("kernel", {f"rdsx.{name}" for name in ours + engine}) == []
 
 
+def test_what_only_looks_opens_nothing() -> None:
+    """Whether verbs can work is asked by programs that never use them: no event loop, and nothing of ours is loaded for it."""
+    for name in ("machine", "diagnosis", "transports/verbs/detection", "transports/verbs/devices"):
+        found = broken(name, IMPURE | {"rdsx._fast", "rdsx._bridge", "rdsx.driver", "rdsx.engine", "pyverbs"})
+        assert files(name)
+        assert found == []
+
+
 def test_transports_do_not_know_the_engine() -> None:
     assert broken("transports", {"rdsx.engine", "rdsx.node", "rdsx.sockets", "rdsx.supervisor", "rdsx.cli", "rdsx.calls"}) == []
 
@@ -119,7 +127,7 @@ def test_users_take_public_names_only(folder: str) -> None:
 
 
 def test_the_hot_path_knows_nobody() -> None:
-    for name in ("_fast.pyx", "_stream.pyx"):
+    for name in ("_fast.pyx", "_stream.pyx", "_rings.pyx"):
         lines = (ROOT / name).read_text().splitlines()
         modules = [line.split()[1] for line in lines if line.split()[:1] in (["import"], ["from"], ["cimport"]) and "import" in line]
         assert modules, name

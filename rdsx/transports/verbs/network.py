@@ -1,0 +1,176 @@
+"""RDS over InfiniBand and RoCE: listeners, and connections with their rings.
+
+Where `TcpNetwork` hands over byte streams, this hands over connections whose receives are posted; a `VerbsLink` carries messages on them.
+Invariant: the memory of the rings is registered before the connection can receive, and let go of after its queue pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import mmap
+
+import trio
+
+from rdsx import _bridge
+from rdsx._fast import Path
+from rdsx._rings import Rings, ring_bytes, verbs_nic
+from rdsx.addresses import Host
+from rdsx.config import NodeConfig
+from rdsx.transports.base import LinkOwner
+from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
+from rdsx.transports.verbs.device import QueuePair, QueueSizes, keep_over_fork, translated
+from rdsx.transports.verbs.link import VerbsLink
+
+__all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
+
+log = logging.getLogger("rdsx.node")
+
+HEADER_BYTES = 48  # sent inline where the device can: it then need not fetch it
+IBV_ACCESS_LOCAL_WRITE = 1
+
+
+class RingMemory:
+    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted."""
+
+    def __init__(self, path: Path) -> None:
+        self.rings: Rings | None = None
+        self._path = path
+        self._closing = contextlib.ExitStack()
+
+    def __call__(self, pair: QueuePair) -> None:
+        from pyverbs.mr import MR
+
+        size = ring_bytes(pair.sizes.send_wr, pair.sizes.recv_wr)
+        memory = mmap.mmap(-1, size)
+        self._closing.callback(memory.close)
+        view = (ctypes.c_char * size).from_buffer(memory)
+        address = ctypes.addressof(view)
+        with translated(f"{size} bytes cannot be registered with RDMA device {pair.device.name}"):
+            region = keep_over_fork(MR(pair.device.pd, size, IBV_ACCESS_LOCAL_WRITE, address))
+        del view
+        self._closing.callback(region.close)
+        self.rings = Rings(
+            self._path,
+            verbs_nic(pair.pointer, pair.send_cq, pair.recv_cq, pair.comp_channel, *_bridge.cq_event_functions()),
+            memory=address,
+            memory_bytes=size,
+            lkey=region.lkey,
+            send_slots=pair.sizes.send_wr,
+            receive_slots=pair.sizes.recv_wr,
+            max_inline_bytes=pair.inline_bytes,
+        )
+        self.rings.post_receives()
+
+    def close(self) -> None:
+        """The queue pair must be closed. Twice is harmless."""
+        with translated("the memory of rings cannot be given back"):
+            self._closing.close()
+
+
+class VerbsConnection:
+    """See `transports.verbs.link.Connected`. Owns the CM's connection and the rings' memory."""
+
+    def __init__(self, connection: CmConnection, memory: RingMemory) -> None:
+        self._connection = connection
+        self._memory = memory
+
+    async def wait_ended(self) -> str:
+        return await self._connection.wait_ended()
+
+    def disconnect(self) -> None:
+        self._connection.disconnect()
+
+    def close(self) -> None:
+        try:
+            self._connection.close()
+        finally:
+            self._memory.close()
+
+    def link(self, owner: LinkOwner, config: NodeConfig) -> VerbsLink:
+        """The link over it, which owns it from now on."""
+        assert self._memory.rings is not None
+        descriptor = self._connection.queue_pair.comp_fd
+        return VerbsLink(
+            self, self._memory.rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s, busy_poll_s=config.busy_poll_s
+        )
+
+
+class VerbsListener:
+    """See `transports.base.Listener`; what it gives is to be accepted with `VerbsNetwork.accept()`, or closed."""
+
+    def __init__(self, listener: Listener, network: VerbsNetwork) -> None:
+        self._listener = listener
+        self._network = network
+
+    async def accept(self) -> tuple[ConnectRequest, Host]:
+        while True:
+            request = await self._listener.accept()
+            if not request.data.tos:
+                return request, request.remote
+            # It would be a second connection to the same peer, which the engine does not have.
+            request.close()
+            self._network.refused(
+                "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
+            )
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class VerbsNetwork:
+    """Connections of a node over RDMA. run() must run while the other methods are in use, and ends last.
+
+    `refused(reason, text)` is told of requests that were rejected here; whoever has this network may put in what counts them.
+    """
+
+    name = "verbs"
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self.refused: Refused = self._log_refused
+        self._manager: ConnectionManager | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Handle events until cancelled; then wait for the links to let go, and close everything."""
+        sizes = QueueSizes(send_wr=self._config.send_ring_slots, recv_wr=self._config.receive_ring_slots, inline_bytes=HEADER_BYTES)
+        self._manager = ConnectionManager(sizes, refused=self._tell_refused, port_changed=self._port_changed)
+        await self._manager.run(task_status)
+
+    async def listen(self, local: Host, port: int) -> VerbsListener:
+        """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
+        return VerbsListener(await self.manager.listen(local), self)
+
+    async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
+        """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
+        memory = RingMemory(path)
+        try:
+            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory), memory)
+        except BaseException:
+            memory.close()
+            raise
+
+    async def accept(self, request: ConnectRequest, path: Path) -> VerbsConnection:
+        """Grant a request, for `path`. OSError and cancellation as `ConnectRequest.accept()`."""
+        memory = RingMemory(path)
+        try:
+            return VerbsConnection(await request.accept(prepare=memory), memory)
+        except BaseException:
+            memory.close()
+            raise
+
+    @property
+    def manager(self) -> ConnectionManager:
+        assert self._manager is not None
+        return self._manager
+
+    def _tell_refused(self, reason: str, text: str) -> None:
+        self.refused(reason, text)
+
+    @staticmethod
+    def _log_refused(reason: str, text: str) -> None:
+        log.warning("%s: %s", reason, text)
+
+    def _port_changed(self, kind: int, port: int) -> None:
+        log.info("RDMA device: event %d on port %d", kind, port)

@@ -1,0 +1,168 @@
+"""`transport="verbs"` with the kernel's rds_rdma over soft-RoCE as the other end: every message once and in order, whatever happens.
+
+Two guests, K with the kernel's RDS and V without. Both ends run `verbs_traffic.py`: messages both ways at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from lab.guest import Guest
+from lab.lab import Lab
+from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+PROGRAM = Path(__file__).with_name("verbs_traffic.py").absolute()
+KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
+KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
+RUN_S = 120.0
+FEW, MANY = 60, 2000
+
+
+@dataclass
+class Two:
+    """The guests, and how a program gets to see pyverbs in them."""
+
+    lab: Lab
+    kernel: Guest
+    verbs: Guest
+    scratch: Path
+
+    async def run(
+        self,
+        local: str = SMALLER,
+        remote: str = KERNEL,
+        *,
+        count: int,
+        high: int,
+        slow: str = "",
+        resets: int = 0,
+        strike: Callable[[Two], Awaitable[None]] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow."""
+        sizes = [count, 0, high]
+        ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets]]
+        theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else [])]
+        async with (
+            self.verbs.start_process(self.command(self.verbs, ours)) as first,
+            self.kernel.start_process(self.command(self.kernel, theirs)) as second,
+        ):
+            for process in (first, second):
+                await process.wait_output("ready", RUN_S)
+            for process in (first, second):
+                process.write("go\n")
+            if strike is not None:
+                await strike(self)
+            for process in (first, second):
+                await process.wait_output('"exact"', RUN_S)
+            for process in (first, second):
+                process.write("stop\n")
+            accounts = []
+            for process in (first, second):
+                status, output = await process.wait(RUN_S)
+                assert status == 0, output
+                accounts += [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+            return accounts[0], accounts[1]
+
+    def command(self, guest: Guest, arguments: list[object]) -> str:
+        command = verbs_command(guest, self.scratch, PROGRAM, *arguments).replace(" -P ", " ")  # its folder has what it imports
+        return command.replace("'$0.in'", "/run/lab/$0.in")
+
+
+@contextlib.asynccontextmanager
+async def two_guests(series: str, scratch: Path) -> AsyncIterator[Two]:
+    async with Lab() as lab:
+        kernel = await lab.start("K", address=KERNEL, modules=["rdma_rxe", "rds_rdma"], kernel=series)
+        verbs = await lab.start("V", address=SMALLER, modules=SOFT_ROCE, kernel=series)
+        for guest in (kernel, verbs):
+            await add_soft_roce(guest)
+        await verbs.check(f"ip address add {LARGER}/24 dev eth0")
+        yield Two(lab, kernel, verbs, scratch)
+
+
+def assert_exact(accounts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for end, account in zip(("verbs", "kernel"), accounts, strict=True):
+        assert account["exact"], f"{end}: {account}"
+
+
+async def cable(two: Two) -> None:
+    """Longer than soft-RoCE tries: the connection breaks."""
+    await trio.sleep(0.2)
+    two.verbs.pull_cable()
+    await trio.sleep(8)
+    two.verbs.plug_cable()
+
+
+async def kernel_disconnects(two: Two) -> None:
+    """The link of the kernel's end goes down and comes up again."""
+    await trio.sleep(0.2)
+    await two.kernel.check("ip link set eth0 down && sleep 1 && ip link set eth0 up")
+
+
+async def test_messages(series: str, tmp_path: Path) -> None:
+    """All sizes, both address orders, many small ones, IPv6."""
+    async with two_guests(series, tmp_path) as two:
+        for local in (SMALLER, LARGER):
+            assert_exact(await two.run(local, count=FEW, high=1 << 20))
+            assert_exact(await two.run(local, count=MANY, high=5000))
+        assert_exact(await two.run(SMALLER6, KERNEL6, count=FEW, high=100000))
+        assert "WARNING" not in await two.kernel.check("dmesg")
+
+
+@pytest.mark.parametrize("slow", ["verbs", "kernel"])
+async def test_congestion(slow: str, series: str, tmp_path: Path) -> None:
+    """A receiver that is slower than its sender: the sender is told, and waits."""
+    async with two_guests(series, tmp_path) as two:
+        accounts = await two.run(count=FEW * 4, high=50000, slow=slow)
+        assert_exact(accounts)
+        ours = accounts[0]["counters"]
+        assert ours["cong_update_queued" if slow == "verbs" else "cong_update_received"] > 1
+
+
+async def test_resets(series: str, tmp_path: Path) -> None:
+    """We drop the connection while messages flow both ways."""
+    async with two_guests(series, tmp_path) as two:
+        for local in (SMALLER, LARGER):
+            accounts = await two.run(local, count=MANY, high=20000, resets=3)
+            assert_exact(accounts)
+            assert accounts[0]["drops"]["reset_by_user"] == 3
+
+
+async def test_cable(series: str, tmp_path: Path) -> None:
+    async with two_guests(series, tmp_path) as two:
+        accounts = await two.run(count=MANY, high=20000, strike=cable)
+        assert_exact(accounts)
+        assert accounts[0]["connections"][0]["links"] > 1
+
+
+async def test_link_down(series: str, tmp_path: Path) -> None:
+    async with two_guests(series, tmp_path) as two:
+        assert_exact(await two.run(count=MANY, high=20000, strike=kernel_disconnects))
+
+
+async def test_loss(series: str, tmp_path: Path) -> None:
+    """Packets are lost and delayed on both ways."""
+    async with two_guests(series, tmp_path) as two, two.kernel.netem("delay 5ms 2ms loss 2%"), two.verbs.netem("loss 2%"):
+        assert_exact(await two.run(count=FEW * 4, high=20000))
+
+
+async def test_ping(series: str, tmp_path: Path) -> None:
+    """Both answer, and the kernel has nothing to complain of."""
+    async with two_guests(series, tmp_path) as two:
+        assert_exact(await two.run(count=1, high=10))
+        ping = "-m", "rdsx.cli", "ping", "--transport", "kernel", "-c", 3, "-i", "0.1", "--json", SMALLER
+        command = two.command(two.verbs, ["$0.in", "verbs", SMALLER, KERNEL, 1, 2, 0, 0, 1])
+        async with two.verbs.start_process(command) as node:
+            await node.wait_output("ready", RUN_S)
+            lines = (await two.kernel.check(two.kernel.python_command(*ping))).splitlines()
+            assert json.loads(lines[-1])["received"] == 3
+        assert "WARNING" not in await two.kernel.check("dmesg")
