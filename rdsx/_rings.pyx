@@ -405,7 +405,7 @@ cdef class Rings:
         self.send_ring.take(1)
         self.built += 1
         self.unsignalled += 1
-        if self.unsignalled >= self.signal_every or self.send_ring.room() == 0:
+        if self.unsignalled >= self.signal_every:   # a quarter of the ring at most, so a full ring always has one
             flags |= IBV_SEND_SIGNALED
         if flags & IBV_SEND_SIGNALED:
             self.unsignalled = 0
