@@ -1,0 +1,1 @@
+"""Exactly-once calls over RDS sockets; see docs/calls.md."""
