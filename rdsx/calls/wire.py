@@ -10,7 +10,21 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["HEADER_BYTES", "MAX_RANGES", "BadCall", "Code", "Kind", "Limits", "Message", "OpenCode", "Resume", "emit", "parse_untrusted"]
+__all__ = [
+    "EXTENSION_ROOM_BYTES",
+    "HEADER_BYTES",
+    "MAX_RANGES",
+    "VERSION",
+    "BadCall",
+    "Code",
+    "Kind",
+    "Limits",
+    "Message",
+    "OpenCode",
+    "Resume",
+    "emit",
+    "parse_untrusted",
+]
 
 MAGIC = 0x5243
 VERSION = 1
@@ -27,6 +41,8 @@ MUST_UNDERSTAND = 0x8000
 MAX_RANGES = 64
 """Released ranges in one message. Those left out are told later: a holder lives longer, nothing else."""
 MAX_TEXT_BYTES = 256
+EXTENSION_ROOM_BYTES = PAIR.size + sum(PAIR.size + size for size in (MAX_RANGES * RANGE.size, RESUME.size, MAX_TEXT_BYTES))
+"""What extensions can take at most: a payload leaves room for it in a datagram."""
 
 
 class BadCall(Exception):
