@@ -338,6 +338,7 @@ class World:
         ghost.begun[life, number] += 1
         holder.owner = (life, number)
         self.begun[holder.session.number, holder.seq] = holder
+        self.callee.begun(holder)
 
     def check_turn(self, holder: Holder) -> None:
         """A call in a lane begins after every smaller number has begun, or after it has ended, or when it never will."""

@@ -194,9 +194,9 @@ class Callee:
         elif message.refused:
             self._refuse(holder, Code.BAD_REQUEST, f"extension {message.refused:#06x} is not known here", now_s)
         elif terms is None:
-            self._refuse(holder, Code.NO_HANDLER, f"no handler for type {message.msg_type}", now_s)
+            self._refuse(holder, Code.NO_HANDLER, f"nobody has registered type {message.msg_type:#x}", now_s)
         elif len(payload) > terms.max_payload_bytes:
-            self._refuse(holder, Code.TOO_LONG, f"{len(payload)} bytes; type {message.msg_type} takes {terms.max_payload_bytes}", now_s)
+            self._refuse(holder, Code.TOO_LONG, f"{len(payload)} bytes; type {message.msg_type:#x} takes {terms.max_payload_bytes}", now_s)
         else:
             holder.terms = terms
             holder.payload = payload
@@ -254,7 +254,7 @@ class Callee:
     # -- handlers
 
     def poll_start(self) -> Holder | None:
-        """The next call whose handler is to begin now; it counts as running until `finish`."""
+        """The next call whose handler is to begin now; it counts as running until `finish`. Say `begun` when it has."""
         if self.running >= self.config.max_running:
             return None
         for msg_type, queue in self._queues.items():
@@ -283,10 +283,16 @@ class Callee:
         if self.journal is not None and holder.terms.journal:
             self.journal.save_holder(holder)
         if holder.terms.order != "none":
-            lane = session.lanes[holder.terms.lane]
-            lane.pending = None
-            lane.running += 1
-            self._take_turns(session)
+            session.lanes[holder.terms.lane].running += 1
+
+    def begun(self, holder: Holder) -> None:
+        """Its handler has begun: the next one of its lane may."""
+        assert holder.terms is not None
+        if holder.terms.order != "none" and not holder.session.retired:
+            lane = holder.session.lanes[holder.terms.lane]
+            if lane.pending is holder:
+                lane.pending = None
+                self._take_turns(holder.session)
 
     def finish(self, holder: Holder, code: Code, now_s: float, *, status: int = 0, reply: bytes = b"", text: str = "") -> None:
         """The handler has ended. Its result is final, and answered if anybody wants it."""
@@ -302,7 +308,9 @@ class Callee:
         self.counters[f"handled_{code.name.lower()}"] += 1
         assert holder.terms is not None
         if holder.terms.order != "none":
-            session.lanes[holder.terms.lane].running -= 1
+            lane = session.lanes[holder.terms.lane]
+            lane.running -= 1
+            lane.pending = None if lane.pending is holder else lane.pending
         if not session.retired and session.holders.get(holder.seq) is holder:
             holder.reply = reply
             session.reply_bytes += len(reply)

@@ -16,7 +16,7 @@ from rdsx.calls.config import CallConfig
 from rdsx.calls.outcome import ENDINGS, Ending, Outcome
 from rdsx.calls.outgoing import Address, Call, CallState, Peer, Session
 from rdsx.calls.timers import Timers
-from rdsx.calls.wire import VERSION, Kind, Limits, Message, OpenCode, Resume
+from rdsx.calls.wire import MAX_RANGES, VERSION, Kind, Limits, Message, OpenCode, Resume
 
 __all__ = ["Caller", "CallerJournal", "Outside"]
 
@@ -180,7 +180,7 @@ class Caller:
             if kind is Kind.STATUS:
                 self._handle_status(session, message, now_s)
             elif kind is Kind.RELEASED:
-                self._handle_released(session, message)
+                self._handle_released(peer, session, message, now_s)
             elif kind is Kind.QUERY:
                 self._send_release(peer, session, now_s)
             elif (call := session.live.get(message.seq)) is not None:
@@ -234,10 +234,13 @@ class Caller:
         session.untold_bytes += len(message.payload)
         self._end_live(session, call, Outcome(ENDINGS[message.code], message.status, message.payload, message.text), now_s)
 
-    def _handle_released(self, session: Session, message: Message) -> None:
-        if message.floor >= session.release_floor:
-            session.told = max(session.told, session.release_covers)
+    def _handle_released(self, peer: Peer, session: Session, message: Message, now_s: float) -> None:
+        if message.floor >= session.release_floor and session.release_covers > session.told:
+            session.told = session.release_covers
             session.release_backoff_s = 0.0
+            more = session.version > session.told
+            session.release_due_s = now_s + self.config.release_delay_s if more else inf
+            self._schedule(peer)
 
     def _wait_longer(self, call: Call, message: Message, now_s: float) -> None:
         if message.kind is Kind.WORKING:
@@ -331,7 +334,7 @@ class Caller:
         if session.has_gaps:
             if session.abandoned or session.version - session.told > session.window // RANGES_AFTER:
                 ranges = session.ranges()
-            else:
+            if not 0 < len(ranges) < MAX_RANGES:
                 covers = 0
         return covers, Message(Kind.CALL, session.life, session.number, seq, session.floor, call.msg_type, ranges=ranges,
                                durable=call.durable, payload=call.payload)  # fmt: skip
@@ -389,16 +392,14 @@ class Caller:
             peer.open_due_s = now_s
 
     def _send_release(self, peer: Peer, session: Session, now_s: float) -> bool:
-        message = Message(
-            Kind.RELEASE, session.life, session.number, floor=session.floor, ranges=session.ranges() if session.has_gaps else ()
-        )
-        if not self._offer(peer, message, now_s):
+        ranges = session.ranges() if session.has_gaps else ()
+        if not self._offer(peer, Message(Kind.RELEASE, session.life, session.number, floor=session.floor, ranges=ranges), now_s):
             return False
         session.sent_s = now_s
         session.abandoned = False
         session.untold_bytes = 0
         session.release_floor = session.floor
-        session.release_covers = session.version
+        session.release_covers = session.version if len(ranges) < MAX_RANGES else session.told
         return True
 
     def _offer(self, peer: Peer, message: Message, now_s: float) -> bool:
@@ -479,7 +480,8 @@ class Caller:
                     self._outside.forget_sent(peer.address)
                 self._send_open(peer, now_s)
         elif session is not None and peer.closing:
-            self._send_close(peer, session, now_s)
+            if peer.calls_due_s <= now_s:
+                self._send_close(peer, session, now_s)
         elif session is not None:
             if peer.calls_due_s <= now_s:
                 self._resend_due(peer, session, now_s)
@@ -489,7 +491,9 @@ class Caller:
     def _schedule(self, peer: Peer) -> None:
         session = peer.session
         due_s = inf if peer.blocked else peer.open_due_s
-        if session is not None and not peer.nonce and not peer.blocked:
+        if session is not None and peer.closing:
+            due_s = peer.calls_due_s
+        elif session is not None and not peer.nonce and not peer.blocked:
             keep_s = session.sent_s + self.config.lease_s / 4 if session.live else inf
             due_s = min(due_s, peer.calls_due_s, session.release_due_s, keep_s)
         self._timers.set(peer.address, due_s)
