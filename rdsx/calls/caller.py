@@ -148,6 +148,12 @@ class Caller:
             self._send_numbered(call, now_s)
             return
 
+    def peer_closes(self, address: Address) -> None:
+        """The courier there ends its session with us, because it is closing: it need not be told the end of ours."""
+        peer = self.peers.get(address)
+        if peer is not None and peer.session is not None and not peer.session.live and not peer.nonce and self.journal is None:
+            self._forget_session(peer)
+
     def resume(self, peer: Peer, session: Session, now_s: float) -> None:
         """A session from the store: open it again."""
         peer.session = session

@@ -99,6 +99,7 @@ class Registration:
     cancellable: bool
     on_caller_gone: Literal["finish", "cancel"]
     durability: Durability
+    on_committed: Callable[[Reply], None] | None = None
 
 
 class Running:

@@ -13,7 +13,7 @@ from rdsx.calls.outcome import Ending, Executed, Outcome
 from rdsx.calls.outgoing import Call, CallState
 
 if TYPE_CHECKING:
-    from rdsx.calls.courier import Courier
+    from rdsx.calls.driver import CourierDriver
 
 __all__ = ["OnCancel", "PendingCall"]
 
@@ -24,10 +24,10 @@ CHOICES = ("abandon", "cancel", "settle", "detach")
 class PendingCall:
     """Made by `Courier.start_call`. Any number of tasks may wait for it, at any time, also after its end."""
 
-    __slots__ = ("_call", "_courier", "_ended", "msg_type", "peer")
+    __slots__ = ("_call", "_driver", "_ended", "msg_type", "peer")
 
-    def __init__(self, courier: Courier, call: Call) -> None:
-        self._courier = courier
+    def __init__(self, driver: CourierDriver, call: Call) -> None:
+        self._driver = driver
         self._call = call
         self._ended: trio.Event | None = None
         self.peer: SockAddr = call.peer.address
@@ -62,7 +62,7 @@ class PendingCall:
             if on_cancel == "abandon":
                 self.abandon()
             elif on_cancel != "detach":
-                self._courier._cancel(self._call)
+                self._driver.cancel(self._call)
             if on_cancel == "settle":
                 await self._settle()
             raise
@@ -74,17 +74,17 @@ class PendingCall:
         It is NO if the handler had not begun; else whatever the handler's end is. Waits for the peer's answer. Cancelled: nothing
         changes, the layer goes on until it knows.
         """
-        self._courier._cancel(self._call)
+        self._driver.cancel(self._call)
         await self._wait_ended()
         assert self._call.outcome is not None
         return self._call.outcome
 
     def abandon(self) -> None:
         """The result is unwanted. The outcome is there at once: NO if the call was not sent, else MAYBE for ever."""
-        self._courier._abandon(self._call)
+        self._driver.abandon(self._call)
 
     async def _settle(self) -> None:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._courier.config.settle_s):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._driver.config.settle_s):
             await self._wait_ended()
         self.abandon()
 

@@ -57,7 +57,7 @@ def test_a_call_and_its_results() -> None:
 def test_two_messages_a_call_and_one_release_in_the_end() -> None:
     async def scenario(pair: Duo) -> None:
         pair.there.register(T, lambda call: call.payload)
-        sent = [courier._sock.statistics for courier in (pair.here, pair.there)]
+        sent = [courier._driver.sock.statistics for courier in (pair.here, pair.there)]
         await pair.here.call(pair.peer, T)
         before = [each().sent_messages for each in sent]
         for _ in range(100):
@@ -334,7 +334,7 @@ def test_a_small_window_and_a_busy_peer_slow_callers_down() -> None:
 
         async def handle(call: IncomingCall) -> int:
             nonlocal most
-            most = max(most, pair.there.callee.running)
+            most = max(most, pair.there._driver.callee.running)
             await trio.sleep(0.01)
             return 0
 

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package 
 PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "errors", "testing"}
 
 # The modules of `calls` that do no I/O.
-CALLS_CORE = ("callee", "caller", "config", "holder", "outcome", "outgoing", "records", "timers", "wire")
+CALLS_CORE = (
+    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "records", "statistics", "timers", "wire",
+)  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
