@@ -22,6 +22,9 @@ from rdsx.sockets import RdsSocket
 from rdsx.statistics import ConnectionStatistics, NodeStatistics, SocketStatistics
 from rdsx.wire.info import ConnectionInfo, IbConnectionInfo, Info, MessageInfo, SocketInfo, TcpSocketInfo
 
+from rdsx import calls  # isort: skip  it stands on the names above
+from rdsx.calls import open_courier  # isort: skip
+
 try:
     __version__ = version("rdsx")
 except PackageNotFoundError:
@@ -55,7 +58,9 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "ancillary",
+    "calls",
     "errors",
+    "open_courier",
     "open_node",
 ]
 __all__ += constants.__all__

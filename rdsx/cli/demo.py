@@ -21,7 +21,7 @@ from rdsx.cli.report import Outcome, compare
 from rdsx.cli.running import Interrupt, explain_bind_error, print_json, run
 from rdsx.cli.supervisor import STALL_S, NodeProcess, supervise
 
-__all__ = ["command"]
+__all__ = ["ADDRESSES", "DEFAULT_PORT", "STATUS_FAULTY", "check_port", "command"]
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 SOCKETS = 8
@@ -46,9 +46,9 @@ def command(ctx: click.Context, directory: Path | None, total_bytes: int, cuts: 
 
     Two node processes on 127.0.0.1 and 127.0.0.2, eight sockets each; every socket sends to every socket of the other node. The payload is
     the files of DIR (default: the sources of Python's standard library), in datagrams from 0 bytes to 1 MiB. Exit status 0 only if every
-    datagram arrived once and in order and every file with its SHA-256.
+    datagram arrived once and in order and every file with its SHA-256. `rdsx demo calls` does the like for calls.
     """
-    _check_port(port)
+    check_port(port)
     files = find_files(directory, total_bytes // 2)
     deals = [deal_files(files, SOCKETS, total_bytes // 2, f"{seed}/{address}") for address in ADDRESSES]
     nodes = [NodeProcess(address, _job(index, files, deals, cuts, seed, port)) for index, address in enumerate(ADDRESSES)]
@@ -62,7 +62,7 @@ def command(ctx: click.Context, directory: Path | None, total_bytes: int, cuts: 
     ctx.exit(0 if outcome.ok and complete else STATUS_FAULTY)
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
     """Raise CliError if a node could not listen: the parent finds out before it starts anything."""
     for address in ADDRESSES:
         with socket.socket() as probe:

@@ -13,7 +13,7 @@ import rdsx
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "doctor", "ping", "serve")  # each is the click command `command` of the module with its name
+COMMANDS = ("calls", "demo", "doctor", "ping", "serve")  # each is the click command `command` of the module with its name
 STATUS_INTERRUPTED = 130
 
 
@@ -29,6 +29,14 @@ class CommandGroup(click.Group):
         command = importlib.import_module(f"rdsx.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """`demo calls` is a command with two words; what else follows `demo` is a directory or an option of it."""
+        if args[:2] == ["demo", "calls"]:
+            command = importlib.import_module("rdsx.cli.demo_calls").command
+            assert isinstance(command, click.Command)
+            return "demo calls", command, args[2:]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; an interrupt that it does not handle itself ends with status 130, as in a shell, not with click's 1."""

@@ -123,6 +123,14 @@ def test_peer_monitor_for_people(tmp_path: Path) -> None:
     assert re.fullmatch(r"127\.0\.0\.2 up, as 'rdsx'\n127\.0\.0\.2 down, because '\w+'\n", output)
 
 
+def test_lock_manager(tmp_path: Path) -> None:
+    """Every lock is granted once, and protects what it protects."""
+    output = run_python(tmp_path, ROOT / "examples/lock_manager.py", "--port", free_tcp_port(), "--count", 20)
+    match = re.fullmatch(r"160 locks granted, 160 changes kept, (\d+) reconnects\n", output)
+    assert match
+    assert int(match[1]) > 3
+
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 
@@ -158,6 +166,13 @@ def test_programs_in_the_testing_page_run(tmp_path: Path) -> None:
     for number, program in enumerate(programs):
         (tmp_path / f"program{number}.py").write_text(program)
         assert run_python(tmp_path, f"program{number}.py") == ""
+
+
+def test_the_program_in_the_calls_page_runs(tmp_path: Path) -> None:
+    (program,) = blocks(DOCS / "calls.md", "python")
+    config = f", config=rdsx.NodeConfig(port={free_tcp_port()}))"
+    (tmp_path / "program.py").write_text(re.sub(r"(open_node\(\w+)\)", lambda match: match[1] + config, program))
+    assert run_python(tmp_path, "program.py") == "0 b'HELLO'\n"
 
 
 def test_the_capture_in_the_debugging_page_runs(tmp_path: Path) -> None:
@@ -233,11 +248,12 @@ def signature(name: str, function: Any, *, is_method: bool) -> str:
     for parameter in list(inspect.signature(function).parameters.values())[is_method:]:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
             shown.append("*")
-        shown.append(parameter.name + ("" if parameter.default is parameter.empty else f"={parameter.default!r}"))
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        shown.append(stars + parameter.name + ("" if parameter.default is parameter.empty else f"={parameter.default!r}"))
     return f"{'await ' if inspect.iscoroutinefunction(function) else ''}{name}({', '.join(shown)})"
 
 
-@pytest.mark.parametrize("cls", [rdsx.Node, rdsx.RdsSocket], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [rdsx.Node, rdsx.RdsSocket, rdsx.calls.Courier, rdsx.calls.PendingCall], ids=lambda cls: cls.__name__)
 def test_methods_are_complete(cls: type) -> None:
     public = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
     expected = {signature(name, value, is_method=True) if callable(value) else name for name, value in public.items()}
@@ -256,7 +272,7 @@ def test_public_names_are_complete() -> None:
     assert signature("open_node", rdsx.open_node, is_method=False) in quoted(section(API, "`rdsx`"))
 
 
-PUBLIC_MODULES = [rdsx.errors, ancillary, rdsx.diagnosis, rdsx.testing, rdsx.transports.capture]
+PUBLIC_MODULES = [rdsx.errors, ancillary, rdsx.calls, rdsx.diagnosis, rdsx.testing, rdsx.transports.capture]
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)

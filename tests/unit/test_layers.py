@@ -12,6 +12,11 @@ ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package 
 # What users import, besides the names of `rdsx` itself.
 PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "testing"}
 
+# The modules of `calls` that do no I/O.
+CALLS_CORE = (
+    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "records", "statistics", "timers", "wire",
+)  # fmt: skip
+
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
 
@@ -101,6 +106,14 @@ def test_policies_and_holders_know_no_world() -> None:
     for name in ("policy.py", "holder.py"):
         for path in ROOT.rglob(name):
             assert [found for found in imports(path) if any(is_inside(found, module) for module in IMPURE)] == []
+
+
+@pytest.mark.parametrize("name", CALLS_CORE)
+def test_the_core_of_calls_knows_no_world(name: str) -> None:
+    """Nor the courier and the store that stand around it."""
+    around = {f"rdsx.calls.{path.stem}" for path in files("calls") if path.stem not in (*CALLS_CORE, "__init__")}
+    found = imports(ROOT / "calls" / f"{name}.py")
+    assert [wrong for wrong in found if any(is_inside(wrong, module) for module in IMPURE | around)] == []
 
 
 def test_the_kernels_stack_does_not_know_ours() -> None:
