@@ -116,9 +116,6 @@ class NodeConfig:
     receive_ring_slots: int = 1024
     """RDMA: receives that are posted for each peer, 4,160 bytes each, locked in memory (net.rds.ib.max_recv_wr). As above."""
 
-    busy_poll_s: float = 0.0
-    """RDMA: after the last completion poll so long before waiting for an event. It buys latency for a whole CPU; 0 never does."""
-
     yield_interval_s: float = 0.001
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
 

@@ -430,9 +430,11 @@ def test_a_peer_that_restarts() -> None:
             assert await courier.call((B, PORT), T, b"first") == (1, b"")
             lost = courier.start_call((B, PORT), T, b"lost")
             again = []
+            answered = trio.Event()
 
             async def insist() -> None:
                 again.append(await courier.call((B, PORT), T, b"again", resend_if_unknown=True))
+                answered.set()
 
             nursery.start_soon(insist)
             await trio.sleep(1)
@@ -443,6 +445,7 @@ def test_a_peer_that_restarts() -> None:
                 await lost.wait()
             assert caught.value.executed is Executed.MAYBE
             assert await courier.call((B, PORT), T, b"next") == (2, b"")
+            await answered.wait()
             assert again == [(2, b"")]
             assert runs == {b"first": 1, b"lost": 1, b"again": 2, b"next": 1}
             scope.cancel()

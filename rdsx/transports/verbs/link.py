@@ -43,20 +43,16 @@ class VerbsLink:
     """See `transports.base.Link`. Owns the connection and closes it.
 
     `rings`: those of the connection's queue pair, with receives posted. `fd`: that of its completion channel, which does not block.
-    `hello_timeout_s`: how long a peer may stay without a word at first, or without a credit for us later. `busy_poll_s`: how long to
-    poll, instead of waiting for an event, after the last completion; it buys latency for a whole CPU.
+    `hello_timeout_s`: how long a peer may stay without a word at first, or without a credit for us later.
     """
 
-    def __init__(
-        self, connection: Connected, rings: Rings, fd: int, owner: LinkOwner, *, hello_timeout_s: float, busy_poll_s: float = 0.0
-    ) -> None:
+    def __init__(self, connection: Connected, rings: Rings, fd: int, owner: LinkOwner, *, hello_timeout_s: float) -> None:
         self._connection = connection
         self._rings = rings
         self._fd = fd
         self._path = rings.path
         self._owner = owner
         self._patience_s = hello_timeout_s
-        self._busy_poll_s = busy_poll_s
         self._write_signal = Signal()
         self._read_signal = Signal()
         self._scope = trio.CancelScope()
@@ -90,6 +86,18 @@ class VerbsLink:
         if not self._rings.blocked:
             self._transmit()
         self._write_signal.set()
+
+    def poll(self) -> None:
+        # An event that was asked for still comes with the next completion, whoever takes it: the reader task then finds the queues empty.
+        if self._silent or self._path.paused:
+            return
+        if not self._rings.blocked:
+            self._transmit()
+        code = self._rings.poll()
+        if code == BROKEN:
+            self._broken()
+        elif code != EMPTY:
+            self._take_in(code)
 
     def resume(self) -> None:
         self._read_signal.set()
@@ -162,7 +170,6 @@ class VerbsLink:
     async def _poll_to_the_end(self) -> None:
         rings = self._rings
         armed = False
-        busy_until_s = -inf
         batches = 0
         while not self._silent:
             while self._path.paused:
@@ -172,14 +179,10 @@ class VerbsLink:
                 self._broken()
             elif code != EMPTY:
                 self._take_in(code)
-                if self._busy_poll_s:
-                    busy_until_s = trio.current_time() + self._busy_poll_s
                 batches += 1
                 if batches == TURN_BATCHES:
                     batches = 0
                     await trio.lowlevel.checkpoint()
-            elif trio.current_time() < busy_until_s:
-                await trio.lowlevel.checkpoint()
             elif not armed:
                 rings.arm()
                 armed = True

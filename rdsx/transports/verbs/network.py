@@ -92,9 +92,7 @@ class VerbsConnection:
         """The link over it, which owns it from now on."""
         assert self._memory.rings is not None
         descriptor = self._connection.queue_pair.comp_fd
-        return VerbsLink(
-            self, self._memory.rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s, busy_poll_s=config.busy_poll_s
-        )
+        return VerbsLink(self, self._memory.rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s)
 
 
 class VerbsListener:
