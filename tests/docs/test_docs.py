@@ -198,7 +198,7 @@ def reasons_in_the_code() -> set[str]:
         for pattern in patterns:
             found |= set(re.findall(pattern, source))
         if path.name == "stream.py":
-            found |= set(re.findall(r'return "(\w+)"', source))
+            found |= set(re.findall(r'(?:return|_ended =) "(\w+)"', source))
     return found
 
 
