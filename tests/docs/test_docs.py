@@ -217,7 +217,7 @@ def reasons_in_the_code() -> set[str]:
         if path.parent.name == "verbs":
             found |= set(re.findall(r'^    "[A-Z_]+": "(\w+)"', source, re.MULTILINE)) | set(re.findall(r'refused\("(\w+)"', source))
         if path.name == "stream.py":
-            found |= set(re.findall(r'return "(\w+)"', source))
+            found |= set(re.findall(r'(?:return|_ended =) "(\w+)"', source))
         if path.name == "_rings.pyx":
             found |= set(re.findall(r'break_off\("(\w+)"', source)) | set(re.findall(r'_ERR: "(\w+)"', source))
     return found
