@@ -245,7 +245,10 @@ cdef class FakeNic(Nic):
 
     def inject(self, const unsigned char[::1] frame not None, bint solicited=True):
         """A frame arrives that no Rings has made; False if no receive is posted."""
-        if not self.accept(&frame[0], <uint32_t>frame.shape[0], solicited):
+        cdef const unsigned char* start = b""
+        if frame.shape[0]:
+            start = &frame[0]
+        if not self.accept(start, <uint32_t>frame.shape[0], solicited):
             return False
         self.settle()
         return True

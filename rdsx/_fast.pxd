@@ -297,21 +297,21 @@ cdef class Ring:
     cdef uint32_t allocated                     # free-running: slots ever taken
     cdef uint32_t freed                         # free-running: slots ever given back
 
-    cdef inline uint32_t in_use(self) noexcept nogil:
+    cdef inline uint32_t in_use(self) noexcept:
         return self.allocated - self.freed
 
-    cdef inline uint32_t room(self) noexcept nogil:
+    cdef inline uint32_t room(self) noexcept:
         return self.size - (self.allocated - self.freed)
 
-    cdef inline uint32_t position(self, uint32_t counter) noexcept nogil:
+    cdef inline uint32_t position(self, uint32_t counter) noexcept:
         return counter & (self.size - 1)
 
-    cdef inline uint32_t take(self, uint32_t wanted) noexcept nogil:
+    cdef inline uint32_t take(self, uint32_t wanted) noexcept:
         cdef uint32_t taken = min(wanted, self.room())
         self.allocated += taken
         return taken
 
-    cdef inline bint give_back(self, uint32_t count) noexcept nogil:
+    cdef inline bint give_back(self, uint32_t count) noexcept:
         if count > self.in_use():
             return False
         self.freed += count
