@@ -24,7 +24,7 @@ from rdsx.cli.running import Interrupt, explain_bind_error, print_json, run
 
 __all__ = ["command"]
 
-TransportName = Literal["tcp", "kernel"]
+TransportName = Literal["tcp", "verbs", "kernel"]
 SOCKETS = 8
 PING_PORT = 0
 DEFAULT_PORT = 16385
@@ -40,8 +40,8 @@ STATUS_NO_ANSWER = 1
               help="Time between pings in seconds, or with ms or us.")  # fmt: skip
 @click.option("-I", "--local", "local", metavar="ADDRESS", default=None, help="Local address. Default: what the routes choose.")
 @click.option("-Q", "--tos", type=click.IntRange(0, 255), default=0, show_default=True, help="Type of service; TCP has only 0.")
-@click.option("--transport", type=click.Choice(["tcp", "kernel"]), default="tcp", show_default=True,
-              help="tcp: a node of rdsx; kernel: this machine's own RDS.")  # fmt: skip
+@click.option("--transport", type=click.Choice(["tcp", "verbs", "kernel"]), default="tcp", show_default=True,
+              help="tcp, verbs: a node of rdsx, over TCP or RDMA; kernel: this machine's own RDS.")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="TCP port of the nodes, for tcp.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines; the last line is the summary.")
 @click.pass_context
@@ -60,8 +60,8 @@ def command(
 
     Ends when COUNT answers have come, one interval after the last ping, or at Ctrl-C. Exit status 0 if anything was received, else 1.
     """
-    if tos and transport == "tcp":
-        raise click.BadParameter(f"{tos}: RDS over TCP does not carry a type of service; leave it out", ctx, param_hint="'-Q'")
+    if tos and transport != "kernel":
+        raise click.BadParameter(f"{tos}: only the kernel carries a type of service; leave it out", ctx, param_hint="'-Q'")
     tally = Tally(print_answer_json if as_json else print_answer)
     run(_run, host, local, transport, port, count, interval_s, tos, tally)
     if as_json:
@@ -217,7 +217,7 @@ async def _run(
                     await _ping(node, source, target, tos, count, interval_s, tally)
                     scope.deadline = trio.current_time() + CLOSE_S
         except OSError as error:
-            if transport == "kernel":
+            if transport != "tcp":
                 raise
             remedy = f"stop that program, or ping from another local address with -I (the peer's port must be {port} too)"
             raise explain_bind_error(error, source, port, remedy) from error

@@ -215,7 +215,7 @@ def reasons_in_the_code() -> set[str]:
         for pattern in patterns:
             found |= set(re.findall(pattern, source))
         if path.parent.name == "verbs":
-            found |= set(re.findall(r'^    "[A-Z_]+": "(\w+)"', source, re.MULTILINE)) | set(re.findall(r'refused\("(\w+)"', source))
+            found |= set(re.findall(r'^    "[A-Z_]+": "(\w+)"', source, re.MULTILINE)) | set(re.findall(r'refused\(\s*"(\w+)"', source))
         if path.name == "stream.py":
             found |= set(re.findall(r'(?:return|_ended =) "(\w+)"', source))
         if path.name == "_rings.pyx":

@@ -3,8 +3,8 @@
     verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow]
 
 Both ends send COUNT messages made from their seed, of LOW to HIGH bytes, and expect those of the other's. What is to be done is read from
-the file REQUESTS: "go" starts, "stop" ends; "ready" and the account, as JSON, are printed. With --resets an rdsx end drops its connection
-so often; with --slow it reads slowly into a small buffer, so that its port congests.
+the file REQUESTS: "go" starts, "stop" ends; "ready", "flowing" and the account, as JSON, are printed. With --resets an rdsx end drops its
+connection so often; with --slow it reads slowly into a small buffer, so that its port congests.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s")
     async with rdsx.open_node(options.local, transport=options.transport) as node:
         with await node.bind(PORT) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            # Small for small messages, so that a sender is never far ahead: a fault then finds messages sent, on the way, and queued.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES if options.high > SMALL_BYTES else SMALL_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES if options.slow else BUFFER_BYTES)
             print("ready", flush=True)
             await wait_request(options.requests, "go")
@@ -55,7 +56,10 @@ async def main() -> None:
                 if options.resets:
                     nursery.start_soon(reset, node, found, options)
                 while len(found) < options.count:
+                    before = len(found)
                     found += await receive(sock, options.slow)
+                    if before < options.count // 4 <= len(found):
+                        print("flowing", flush=True)
             with trio.move_on_after(LINGER_S):
                 while True:
                     found += await receive(sock, False)

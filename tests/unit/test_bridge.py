@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -89,6 +91,22 @@ def test_a_class_without_room(name: str) -> None:
     empty = type(name, (), {"__slots__": (), "__module__": "pyverbs.made_up"})
     with pytest.raises(_bridge.Unsupported, match="no room for a pointer"):
         DOORS[name](empty())
+
+
+ALONE = """
+import sys
+import rdsx, rdsx.diagnosis, rdsx._bridge, rdsx._rings, rdsx.verbs
+with open("/proc/self/maps") as maps:
+    loaded = maps.read()
+assert "ibverbs" not in loaded and "rdmacm" not in loaded
+assert not [name for name in sys.modules if name.startswith("pyverbs")]
+"""
+
+
+def test_no_library_is_needed_to_import() -> None:
+    """A wheel with everything in it works where rdma-core is absent: it is looked for when it is asked for."""
+    done = subprocess.run([sys.executable, "-P", "-c", ALONE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_stays_open() -> None:

@@ -130,6 +130,19 @@ def test_what_only_looks_opens_nothing() -> None:
         assert found == []
 
 
+def test_pyverbs_is_imported_only_when_it_is_used() -> None:
+    """It is optional, slow to import, and configures the application's logging as it is imported."""
+    seen = 0
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        at_once = [name for node in tree.body for name in imports(path, ast.unparse(node))]
+        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for part in ast.walk(node)}
+        outside = [node for node in ast.walk(tree) if id(node) not in inside and isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [node for node in outside if "pyverbs" in ast.unparse(node)], path
+        seen += any(is_inside(name, "pyverbs") for name in at_once)
+    assert seen > 2
+
+
 def test_transports_do_not_know_the_engine() -> None:
     assert broken("transports", {"rdsx.engine", "rdsx.node", "rdsx.sockets", "rdsx.supervisor", "rdsx.cli", "rdsx.calls"}) == []
 
