@@ -1,16 +1,12 @@
-"""Request and response: rdsx.calls beside gRPC (grpc.aio, unary) and ZeroMQ (pyzmq, REQ and REP), in one run.
-
-    python -m benchmarks.calls                # calls/s, p50, p99 with 1 and 64 calls at once; memory for each outstanding call
-    python -m benchmarks.calls --rounds 5 --seconds 2 --json
+"""`python -m benchmarks calls`: rdsx.calls beside gRPC (grpc.aio, unary) and ZeroMQ (pyzmq, REQ and REP), in one run.
 
 Each measurement has fresh processes, a client and a server on the loopback interface; rounds of all backends are interleaved, tables show
-medians. Only rdsx resends over a broken connection and runs a handler once; the durable rows also survive a restart of the server.
+medians. Only rdsx resends over a broken connection and runs a handler once; the rows with a store also survive a restart of the server.
 A backend whose package is absent is skipped, and named.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.util
 import json
@@ -22,6 +18,8 @@ import tempfile
 import time
 from typing import Any
 
+import click
+
 CLIENT, SERVER = "127.0.0.1", "127.0.0.2"
 RDS_PORT = 7000
 PAYLOAD = b"x" * 64
@@ -30,6 +28,7 @@ BACKENDS = ("rdsx", "rdsx-plain", "rdsx-journal", "rdsx-transaction", "grpc", "z
 AT_ONCE = (1, 64)
 OUTSTANDING = 2000
 WARM_UP_S = 0.3
+BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from benchmarks.calls import run_side; run_side()"
 
 
 # -- rdsx
@@ -241,15 +240,26 @@ def resident_kib() -> int:
 
 
 def start(side: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.calls", "--side", side, *map(str, arguments)]
+    command = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), side, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run_side() -> None:
+    """A process: its side, backend and port, and what a client is to do."""
+    side, backend, port, *rest = sys.argv[2:]
+    family = backend.split("-")[0]
+    if side == "server":
+        {"rdsx": rdsx_server, "grpc": grpc_server, "zmq": zmq_server}[family](backend, int(port))
+    else:
+        client = {"rdsx": rdsx_client, "grpc": grpc_client, "zmq": zmq_client}[family]
+        print(json.dumps(client(int(port), int(rest[0]), float(rest[1]))), flush=True)
 
 
 def read(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"a process of the benchmark ended with status {process.wait()}")
+        raise click.ClickException(f"a process of the benchmark ended with status {process.wait()}")
     return line
 
 
@@ -294,14 +304,15 @@ def measure_memory(port: int) -> dict[str, float]:
             process.communicate()
 
 
-def run_all(rounds: int, seconds: float, port: int, as_json: bool) -> None:
-    backends = []
-    for backend in BACKENDS:
-        module, package = NEEDS.get(backend, ("rdsx", "rdsx"))
-        if importlib.util.find_spec(module) is None:
-            print(f"{backend}: skipped, pip install {package}", file=sys.stderr)
-        else:
-            backends.append(backend)
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds over all backends.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Length of a measurement.")
+@click.option("--backend", "chosen", type=click.Choice(BACKENDS), multiple=True, help="Only this one; may be repeated.")
+@click.option("--port", type=click.IntRange(1, 65000), default=24500, show_default=True, help="The first TCP port.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(rounds: int, seconds: float, chosen: tuple[str, ...], port: int, as_json: bool) -> None:
+    """Calls/s, p50 and p99 with 1 and 64 calls at once; memory for each outstanding call."""
+    backends = [backend for backend in chosen or BACKENDS if is_there(backend)]
     found: dict[tuple[int, str], list[dict[str, Any]]] = {(at_once, backend): [] for at_once in AT_ONCE for backend in backends}
     for _ in range(rounds):
         for (at_once, backend), results in found.items():
@@ -310,38 +321,25 @@ def run_all(rounds: int, seconds: float, port: int, as_json: bool) -> None:
     medians = {key: {name: statistics.median(result[name] for result in results) for name in results[0]} for key, results in found.items()}
     memory = measure_memory(port + 1)
     if as_json:
-        print(json.dumps({"calls": {f"{backend}/{at_once}": each for (at_once, backend), each in medians.items()}, "memory": memory}))
-        return
+        calls = {f"{backend}/{at_once}": each for (at_once, backend), each in medians.items()}
+        click.echo(json.dumps({"calls": calls, "memory": memory}))
+    else:
+        show(backends, medians, memory)
+
+
+def is_there(backend: str) -> bool:
+    module, package = NEEDS.get(backend, ("rdsx", "rdsx"))
+    if importlib.util.find_spec(module) is None:
+        click.echo(f"{backend}: skipped, pip install {package}", err=True)
+        return False
+    return True
+
+
+def show(backends: list[str], medians: dict[tuple[int, str], dict[str, Any]], memory: dict[str, float]) -> None:
     for at_once in AT_ONCE:
-        print(f"\n{at_once} at once{'':17} calls/s     p50, µs     p99, µs")
+        click.echo(f"\n{at_once} at once".ljust(25) + "calls/s     p50, µs     p99, µs".rjust(32))
         for backend in backends:
             each = medians[at_once, backend]
-            print(f"{backend:20} {each['calls_per_s']:12,.0f} {each['p50_us']:11,.0f} {each['p99_us']:11,.0f}")
-    print(
-        f"\nmemory for each outstanding call: caller {memory['caller']:,.0f} bytes, callee with its handler's task {memory['callee']:,.0f}"
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds over all backends (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="length of a measurement (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=24500, metavar="N", help="first TCP port (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side is None:
-        run_all(options.rounds, options.seconds, options.port, options.json)
-        return
-    side, backend, port, *rest = [*options.side, *options.arguments]
-    family = backend.split("-")[0]
-    if side == "server":
-        {"rdsx": rdsx_server, "grpc": grpc_server, "zmq": zmq_server}[family](backend, int(port))
-    else:
-        client = {"rdsx": rdsx_client, "grpc": grpc_client, "zmq": zmq_client}[family]
-        print(json.dumps(client(int(port), int(rest[0]), float(rest[1]))), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            click.echo(f"{backend:20} {each['calls_per_s']:12,.0f} {each['p50_us']:11,.0f} {each['p99_us']:11,.0f}")
+    caller, callee = memory["caller"], memory["callee"]
+    click.echo(f"\nmemory for each outstanding call: caller {caller:,.0f} bytes, callee with its handler's task {callee:,.0f}")
