@@ -50,7 +50,7 @@ def test_every_state(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_the_first_states(name: str) -> None:
-    assert explore(BOUNDED[name], max_states=1000).states >= 1000
+    assert explore(BOUNDED[name], max_states=600).states >= 600
 
 
 @pytest.mark.soak
@@ -75,4 +75,4 @@ def test_a_missing_rule_is_noticed(mutant: Mutant) -> None:
 )
 def test_what_mutants_live_in_holds_with_all_rules(bounds: Bounds) -> None:
     """So it is the missing rule that is noticed, and not the world that is wrong."""
-    assert explore(replace(bounds), World, max_states=500).states > 10
+    assert explore(replace(bounds), World, max_states=400).states > 10
