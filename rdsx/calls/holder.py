@@ -137,6 +137,10 @@ class IncomingSession:
         self.busy_s = 0.0
         self.busy_until_s = -inf
 
+    def still_waits(self, holder: Holder) -> bool:
+        """Whether its handler is still to begin."""
+        return holder.state is HolderState.WAITING and self.holders.get(holder.seq) is holder
+
     def is_released(self, seq: int) -> bool:
         return seq < self.floor or bool(self.released >> (seq - self.floor) & 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,3 +102,27 @@ def test_a_stranger_disturbs_nobody(sent: list[bytes]) -> None:
     statuses = [data for to_callee, data in pair.wire if not to_callee and data[3] == Kind.STATUS]
     pair.late(statuses[-1])
     assert pair.end_of(call) == ("REPLIED", "yes")
+
+
+@pytest.mark.parametrize("order", ["none", "serial"])
+def test_calls_that_are_given_up_while_they_wait_leave_nothing(order: str) -> None:
+    """One handler never ends, and its call is given up, so that the window moves on; so is each of the calls that wait behind it."""
+    pair = Pair(window=16)
+    pair.register(MSG_TYPE, order=order, concurrency=1)
+    pair.open()
+    stuck = pair.call()
+    pair.run()
+    pair.callee.begun(pair.begin())
+    pair.caller.abandon(stuck, pair.now_s)
+    for _ in range(2000):
+        call = pair.call()
+        pair.run()
+        pair.caller.abandon(call, pair.now_s)
+        pair.pass_time(0.06)
+        pair.run()
+    (session,) = pair.callee.sessions.values()
+    assert session.floor > 2000
+    assert pair.callee.holders == 0
+    assert len(pair.callee._queues[MSG_TYPE]) < 200
+    assert sum(len(lane.waiting) for lane in session.lanes.values()) < 200
+    assert pair.callee.ready == 0
