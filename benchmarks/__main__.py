@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "benchmarks.compare",
     "plot": "benchmarks.plot",
     "targets": "benchmarks.targets",
+    "calls": "benchmarks.calls",
 }
 STATUS_INTERRUPTED = 130
 

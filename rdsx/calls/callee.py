@@ -18,6 +18,7 @@ from rdsx.calls.wire import VERSION, Code, Kind, Limits, Message, OpenCode
 
 __all__ = ["Callee", "CalleeJournal", "CalleeOutside"]
 
+STALE_WAITING = 64  # calls that were released while they waited for a slot, before a queue is rid of them
 WORKING_INTERVAL_S = 1.0  # between two messages that say so
 RESETS_PER_S = 10  # to one address
 MAX_RESET_ADDRESSES = 4096  # to so many addresses in one second
@@ -262,9 +263,10 @@ class Callee:
             while queue and self._running_by_type[msg_type] < concurrency:
                 holder = queue.popleft()
                 session = holder.session
-                if holder.state is not HolderState.WAITING or session.retired or session.holders.get(holder.seq) is not holder:
+                if not session.still_waits(holder):
                     continue
                 if session.running >= self.config.max_session_running:
+                    session.parked = [each for each in session.parked if session.still_waits(each)]
                     session.parked.append(holder)
                     continue
                 self._begin(holder)
@@ -320,7 +322,7 @@ class Callee:
             self.journal.drop_holder(holder)
         while session.parked:
             waiting = session.parked.pop(0)
-            if waiting.state is HolderState.WAITING and session.holders.get(waiting.seq) is waiting:
+            if session.still_waits(waiting):
                 self._queues[waiting.msg_type].append(waiting)
                 break
         if session.lanes and not session.retired:
@@ -332,6 +334,8 @@ class Callee:
         queue = self._queues.get(holder.msg_type)
         if queue is None:
             queue = self._queues[holder.msg_type] = deque()
+        elif len(queue) > 2 * self.ready + STALE_WAITING:
+            queue = self._queues[holder.msg_type] = deque(each for each in queue if each.session.still_waits(each))
         queue.append(holder)
 
     def _unqueue(self, holder: Holder) -> None:

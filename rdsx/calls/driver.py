@@ -253,7 +253,7 @@ class CourierDriver:
                 if registration.durability == "transaction":
                     self.callee.begun(holder)  # they run in this order
             else:
-                self._begin(holder, registration, now_s)
+                self._begin(holder, registration)
         if self._next_s() < self._timer_s:
             self._timer_s = self._timer.deadline = self._next_s()
         if self._committer is not None:
@@ -263,14 +263,14 @@ class CourierDriver:
 
     # -- handlers at work
 
-    def _begin(self, holder: Holder, registration: Registration, now_s: float) -> None:
+    def _begin(self, holder: Holder, registration: Registration) -> None:
         call = IncomingCall(holder)
         holder.payload = b""
         if not registration.is_async:
             self.callee.begun(holder)
             self._finish(holder, *run_plain(registration.function, call))
             return
-        holder.owner = Running(call, registration, now_s)
+        holder.owner = Running(call, registration)
         assert self._handler_nursery is not None
         self._handler_nursery.start_soon(self._run_handler, holder, name=f"rdsx.calls handler of type {holder.msg_type:#x}")
 
@@ -304,7 +304,7 @@ class CourierDriver:
                 self.caller.lost(address, now_s)
                 self.callee.lost(address, now_s)
         for holder, registration in done.starts:
-            self._begin(holder, registration, now_s)
+            self._begin(holder, registration)
         for holder, code, reply, text in done.results:
             self._finish(holder, code, reply, text)
             after = self.handlers[holder.msg_type].on_committed

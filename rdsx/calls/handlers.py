@@ -105,13 +105,12 @@ class Registration:
 class Running:
     """A handler at work: the `owner` of its holder."""
 
-    __slots__ = ("call", "registration", "scope", "started_s")
+    __slots__ = ("call", "registration", "scope")
 
-    def __init__(self, call: IncomingCall, registration: Registration, now_s: float) -> None:
+    def __init__(self, call: IncomingCall, registration: Registration) -> None:
         self.call = call
         self.registration = registration
         self.scope = trio.CancelScope()
-        self.started_s = now_s
 
 
 def reply_of(result: Any) -> Reply:

@@ -112,7 +112,6 @@ class IncomingSession:
     __slots__ = (
         "busy_s", "busy_until_s", "caller_life", "confirmed", "floor", "floor_s", "heard_s", "highest_seq", "holders", "known_to", "lanes",
         "nonce", "number", "opened_s", "parked", "queried", "query_s", "ready", "record", "released", "reply_bytes", "retired", "running",
-        "warned",
     )  # fmt: skip
 
     def __init__(self, record: CallerRecord, number: int, caller_life: int, nonce: int, now_s: float) -> None:
@@ -137,7 +136,10 @@ class IncomingSession:
         self.queried = 0
         self.busy_s = 0.0
         self.busy_until_s = -inf
-        self.warned: set[str] = set()
+
+    def still_waits(self, holder: Holder) -> bool:
+        """Whether its handler is still to begin."""
+        return holder.state is HolderState.WAITING and self.holders.get(holder.seq) is holder
 
     def is_released(self, seq: int) -> bool:
         return seq < self.floor or bool(self.released >> (seq - self.floor) & 1)

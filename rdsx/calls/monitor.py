@@ -55,7 +55,8 @@ class Monitor:
             yield ("stuck", session.number), f"{peer}: {done_ahead} results wait behind one call: {self._blocking(session, now_s)}"
         for holder in session.holders.values():
             if holder.state is HolderState.RUNNING and now_s - holder.born_s > self._callee.config.handler_warn_s:
-                text = f"{peer}: the handler of type {holder.msg_type:#x} for call {holder.seq} has run for {now_s - holder.born_s:.0f} s"
+                since_s = now_s - holder.born_s
+                text = f"{peer}: the handler of type {holder.msg_type:#x} for call {holder.seq}, which came {since_s:.0f} s ago, still runs"
                 yield ("long", session.number, holder.seq), text
 
     def _blocking(self, session: IncomingSession, now_s: float) -> str:

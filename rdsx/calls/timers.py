@@ -1,19 +1,21 @@
 """The deadline table. Owns when whom to look at; knows no clock.
 
-Setting a later time for something is free: only an earlier one costs an entry in the heap. Invariant: for each key with a time, the
-heap has an entry at that time or before.
+Setting a later time for something is free: only an earlier one costs an entry in the heap. Invariants: for each key with a time, the
+heap has an entry at that time or before; the heap is at most a few times as long as there are keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Generic, TypeVar
 
 __all__ = ["Timers"]
 
 K = TypeVar("K", bound=Hashable)
+
+STALE_FACTOR, STALE_ENTRIES = 4, 64  # of entries whose time was changed, before they are thrown out
 
 
 class Timers(Generic[K]):
@@ -56,6 +58,13 @@ class Timers(Generic[K]):
         return found
 
     def _push(self, key: K, due_s: float) -> None:
+        if len(self._heap) > STALE_FACTOR * len(self._due) + STALE_ENTRIES:
+            self._heap = [(at_s, index, each) for index, (each, at_s) in enumerate(self._due.items())]
+            heapify(self._heap)
+            self._entries = dict(self._due)
+            self._made = len(self._heap)
+            if due_s >= self._due.get(key, inf):
+                return
         self._entries[key] = due_s
         self._made += 1
         heappush(self._heap, (due_s, self._made, key))

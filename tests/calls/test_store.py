@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,18 @@ async def hosts(path: Path, *, here: bool = False) -> AsyncIterator[tuple[Host, 
             host.scope.cancel()
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """The disk is as slow as it likes, and virtual time passes meanwhile."""
+    while not condition():
+        await trio.sleep(0.001)
+
+
+def on_disk(courier: Courier) -> bool:
+    committer = courier._driver._committer
+    assert committer is not None
+    return not committer.is_behind and not committer.starts
+
+
 def with_hosts(path: Path, scenario: Any, **arguments: Any) -> None:
     async def main() -> None:
         async with hosts(path, **arguments) as (caller, callee):
@@ -112,9 +124,9 @@ def test_a_result_survives_the_callee(tmp_path: Path) -> None:
         life = there.life
         callee.sleep_s = 1.0
         pending = here.start_call((B, PORT), T, b"two")
-        await trio.sleep(0.9)
+        await until(lambda: len(callee.runs) == 2)
         caller.network.partition(A, B)
-        await trio.sleep(0.5)
+        await until(lambda: there.statistics().counters["handled_ok"] == 2 and on_disk(there))
         await callee.kill()
         caller.network.heal(A, B)
         there = await callee.start()
@@ -130,7 +142,7 @@ def test_a_handler_that_a_crash_interrupted(tmp_path: Path) -> None:
         here, _ = await caller.start(), await callee.start()
         callee.sleep_s = 10.0
         pending = here.start_call((B, PORT), T, b"outside effects")
-        await trio.sleep(5)
+        await until(lambda: callee.runs)
         await callee.kill()
         await callee.start()
         with pytest.raises(rdsx.calls.CallInterruptedError) as caught:
@@ -182,7 +194,7 @@ def test_a_durable_call_survives_the_caller(tmp_path: Path) -> None:
         callee.sleep_s = 3.0
         here.start_call((B, PORT), T, b"durable", durable=True)
         here.start_call((B, PORT), T, b"fleeting")
-        await trio.sleep(1)
+        await until(lambda: len(callee.runs) == 2)
         await caller.kill()
         again = await caller.start()
         assert again.life == here.life
@@ -201,11 +213,11 @@ def test_both_are_killed(tmp_path: Path) -> None:
         here, _ = await caller.start(), await callee.start()
         callee.sleep_s = 1.0
         await here.call((B, PORT), T, b"one")
-        here.start_call((B, PORT), T, b"two", durable=True)
-        await trio.sleep(3)
+        two = here.start_call((B, PORT), T, b"two", durable=True)
+        await two.wait()
         caller.network.partition(A, B)
         here.start_call((B, PORT), T + 1, b"three", durable=True)
-        await trio.sleep(0.5)  # it is on disk, and has not arrived
+        await until(lambda: on_disk(here))  # and it cannot arrive
         await caller.kill()
         await callee.kill()
         caller.network.heal(A, B)

@@ -266,6 +266,21 @@ def test_settings_are_complete() -> None:
     assert set(first_cells(section(API, "`NodeConfig`"))) == expected
 
 
+def test_settings_of_calls_are_complete() -> None:
+    expected = {f"{field.name}={field.default!r}" for field in dataclasses.fields(rdsx.calls.CallConfig)}
+    assert set(first_cells(section(DOCS / "calls.md", "Settings"))) == expected
+
+
+def test_counters_of_calls_are_complete() -> None:
+    """Those with a name of their own; the others are made of endings and codes."""
+    source = "".join(path.read_text() for path in (ROOT / "rdsx/calls").glob("*.py"))
+    named = set(re.findall(r'counters\["(\w+)"\]', source))
+    named |= {f"sessions_{reason}" for reason in re.findall(r'retire\(\w+, "(\w+)"\)', source)}
+    named |= {f"busy_{reason}" for reason in re.findall(r'_busy\(session, seq, "(\w+)"', source)} | {"busy_reply_bytes", "busy_running"}
+    documented = set(first_cells(section(DOCS / "calls.md", "The monitor")))
+    assert {name for name in documented if not name.endswith("_")} == named
+
+
 def test_public_names_are_complete() -> None:
     names = {re.sub(r"\(.*", "", cell) for cell in first_cells(section(API, "`rdsx`"))}
     assert names == set(rdsx.__all__) - set(rdsx.constants.__all__)
@@ -292,7 +307,12 @@ def test_records_are_complete(title: str) -> None:
         "Events": [rdsx.Event, rdsx.PeerUp, rdsx.PeerDown, rdsx.PeerRestarted, rdsx.CongestionChanged],
         "Statistics": [rdsx.NodeStatistics, rdsx.ConnectionStatistics, rdsx.SocketStatistics],
         "Info": [
-            rdsx.Info, rdsx.ConnectionInfo, rdsx.MessageInfo, rdsx.SocketInfo, rdsx.TcpSocketInfo, rdsx.IbConnectionInfo,
+            rdsx.Info,
+            rdsx.ConnectionInfo,
+            rdsx.MessageInfo,
+            rdsx.SocketInfo,
+            rdsx.TcpSocketInfo,
+            rdsx.IbConnectionInfo,
         ],
     }[title]
     common = {"local", "peer"} if title == "Events" else set()
