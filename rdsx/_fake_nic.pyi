@@ -39,6 +39,8 @@ class FakeNic(Nic):
 
         ValueError for depths that are no powers of two.
         """
+    def register(self, address: int, length: int, key: int, *, remote: bool = False) -> None:
+        """More memory under a key, its lkey; with `remote` its rkey, too. The caller keeps it."""
     def connect(self, peer: FakeNic) -> None:
         """Join two queue pairs."""
     def carry(self, limit: int = 4294967295) -> int:

@@ -35,6 +35,8 @@ cdef enum:
 
 cdef enum:
     FRAME_BYTES = 4144
+    MAX_REGIONS = 8
+    MAX_SEGMENTS = 8
 
 
 cdef struct Completion:
@@ -46,7 +48,21 @@ cdef struct Posted:
     uint64_t address
     uint32_t length
     unsigned int flags
+    ibv_wr_opcode opcode
+    ibv_sge segments[MAX_SEGMENTS]      # of an operation
+    int count
+    uint64_t remote_address
+    uint32_t rkey
+    uint64_t compare_add
+    uint64_t swap
     unsigned char frame[FRAME_BYTES]    # what an inline send took along; for others, what was carried
+
+
+cdef struct Region:
+    uint64_t start
+    uint64_t end
+    uint32_t key
+    bint remote                         # a peer may read, write and change it
 
 
 # == completion queues ====================================================================================================
@@ -129,9 +145,8 @@ cdef class FakeNic(Nic):
     cdef uint32_t receive_depth
     cdef uint32_t used
     cdef uint32_t offered
-    cdef uint64_t memory_start
-    cdef uint64_t memory_end
-    cdef uint32_t lkey
+    cdef Region regions[MAX_REGIONS]
+    cdef int region_count
     cdef uint32_t max_inline_bytes
     cdef int failure                    # status with which the next carried send fails; 0: none
     cdef int refusals                   # so many posts are still refused
@@ -162,7 +177,7 @@ cdef class FakeNic(Nic):
         if self.sends == NULL or self.receives == NULL:
             raise MemoryError()
         self.send_depth, self.receive_depth = send_depth, receive_depth
-        self.memory_start, self.memory_end, self.lkey = memory, memory + memory_bytes, lkey
+        self.register(memory, memory_bytes, lkey)
         self.max_inline_bytes = max_inline_bytes
         self.automatic = automatic
         self.is_sink = sink
@@ -184,6 +199,13 @@ cdef class FakeNic(Nic):
     def connect(self, FakeNic peer not None):
         """Join two queue pairs."""
         self.peer, peer.peer = peer, self
+
+    def register(self, uintptr_t address, uint64_t length, uint32_t key, *, bint remote=False):
+        """More memory under a key, its lkey; with `remote` its rkey, too."""
+        if self.region_count == MAX_REGIONS:
+            raise ValueError(f"at most {MAX_REGIONS} regions")
+        self.regions[self.region_count] = Region(address, address + length, key, remote)
+        self.region_count += 1
 
     # -- what the test does
 
@@ -223,7 +245,10 @@ cdef class FakeNic(Nic):
 
     def inject(self, const unsigned char[::1] frame not None, bint solicited=True):
         """A frame arrives that no Rings has made; False if no receive is posted."""
-        if not self.accept(&frame[0], <uint32_t>frame.shape[0], solicited):
+        cdef const unsigned char* start = b""
+        if frame.shape[0]:
+            start = &frame[0]
+        if not self.accept(start, <uint32_t>frame.shape[0], solicited):
             return False
         self.settle()
         return True
@@ -285,10 +310,15 @@ cdef class FakeNic(Nic):
         elif self.peer is None or self.peer.failed:
             self.complete_failed(IBV_WC_RETRY_EXC_ERR)
             return False
+        elif send.opcode != IBV_WR_SEND:
+            if not self.peer.allows(send.rkey, send.remote_address, send.length):
+                self.complete_failed(IBV_WC_REM_ACCESS_ERR)
+                return False
+            self.operate(send)
         elif not self.peer.accept(frame, send.length, send.flags & IBV_SEND_SOLICITED):
             self.starved += 1
             return False
-        if not send.flags & IBV_SEND_INLINE:
+        if send.opcode == IBV_WR_SEND and not send.flags & IBV_SEND_INLINE:
             memcpy(send.frame, frame, send.length)
         self.carried += 1
         if send.flags & IBV_SEND_SIGNALED:
@@ -319,10 +349,11 @@ cdef class FakeNic(Nic):
     cdef void retire(self, uint64_t wr_id) noexcept:
         """The completion of `wr_id` is polled: its frame and all before it may be rewritten, and must not have been."""
         cdef Posted* send
-        cdef bint is_last = False
+        cdef bint is_last = False, is_kept
         while self.retired != self.carried and not is_last:
             send = &self.sends[self.retired & (self.send_depth - 1)]
-            if not self.failed and not send.flags & IBV_SEND_INLINE and memcmp(send.frame, <void*>send.address, send.length):
+            is_kept = send.opcode == IBV_WR_SEND and not send.flags & IBV_SEND_INLINE
+            if not self.failed and is_kept and memcmp(send.frame, <void*>send.address, send.length):
                 self.trampled += 1
             is_last = send.wr_id == wr_id
             self.retired += 1
@@ -332,7 +363,10 @@ cdef class FakeNic(Nic):
         cdef ibv_sge* sge = wr.sg_list
         if self.posted - self.retired == self.send_depth:
             return ENOMEM
-        if wr.num_sge != 1 or sge.length > FRAME_BYTES or wr.opcode != IBV_WR_SEND:
+        send.opcode = wr.opcode
+        if wr.opcode != IBV_WR_SEND:
+            return self.take_operation(wr, send)
+        if wr.num_sge != 1 or sge.length > FRAME_BYTES:
             return EINVAL
         if wr.send_flags & IBV_SEND_INLINE:
             if sge.length > self.max_inline_bytes:
@@ -343,6 +377,53 @@ cdef class FakeNic(Nic):
         send.wr_id, send.address, send.length, send.flags = wr.wr_id, sge.addr, sge.length, wr.send_flags
         self.posted += 1
         return 0
+
+    cdef int take_operation(self, ibv_send_wr* wr, Posted* send) noexcept:
+        cdef int i
+        if wr.num_sge < 1 or wr.num_sge > MAX_SEGMENTS:
+            return EINVAL
+        send.wr_id, send.flags, send.length, send.count = wr.wr_id, wr.send_flags, 0, wr.num_sge
+        for i in range(wr.num_sge):
+            if not self.is_registered(&wr.sg_list[i]):
+                return EINVAL
+            send.segments[i] = wr.sg_list[i]
+            send.length += wr.sg_list[i].length
+        if wr.opcode == IBV_WR_RDMA_READ or wr.opcode == IBV_WR_RDMA_WRITE:
+            send.remote_address, send.rkey = wr.wr.rdma.remote_addr, wr.wr.rdma.rkey
+        else:
+            send.remote_address, send.rkey = wr.wr.atomic.remote_addr, wr.wr.atomic.rkey
+            send.compare_add, send.swap = wr.wr.atomic.compare_add, wr.wr.atomic.swap
+        self.posted += 1
+        return 0
+
+    cdef void operate(self, Posted* send) noexcept:
+        """Carry out a one-sided operation on the peer's memory."""
+        cdef unsigned char* there = <unsigned char*>send.remote_address
+        cdef uint64_t old
+        cdef int i
+        if send.opcode == IBV_WR_RDMA_READ or send.opcode == IBV_WR_RDMA_WRITE:
+            for i in range(send.count):
+                if send.opcode == IBV_WR_RDMA_READ:
+                    memcpy(<void*>send.segments[i].addr, there, send.segments[i].length)
+                else:
+                    memcpy(there, <void*>send.segments[i].addr, send.segments[i].length)
+                there += send.segments[i].length
+            return
+        memcpy(&old, there, sizeof(old))
+        memcpy(<void*>send.segments[0].addr, &old, sizeof(old))
+        if send.opcode == IBV_WR_ATOMIC_FETCH_AND_ADD:
+            old += send.compare_add
+        elif old == send.compare_add:
+            old = send.swap
+        memcpy(there, &old, sizeof(old))
+
+    cdef bint allows(self, uint32_t rkey, uint64_t address, uint64_t length) noexcept:
+        """Whether a peer may reach this memory."""
+        cdef int i
+        for i in range(self.region_count):
+            if self.regions[i].remote and self.regions[i].key == rkey and within(&self.regions[i], address, length):
+                return True
+        return False
 
     cdef int take_receive(self, ibv_recv_wr* wr) noexcept:
         cdef Posted* receive = &self.receives[self.offered & (self.receive_depth - 1)]
@@ -355,7 +436,15 @@ cdef class FakeNic(Nic):
         return 0
 
     cdef bint is_registered(self, ibv_sge* sge) noexcept:
-        return sge.lkey == self.lkey and sge.addr >= self.memory_start and sge.addr + sge.length <= self.memory_end
+        cdef int i
+        for i in range(self.region_count):
+            if self.regions[i].key == sge.lkey and within(&self.regions[i], sge.addr, sge.length):
+                return True
+        return False
+
+
+cdef bint within(Region* region, uint64_t address, uint64_t length) noexcept:
+    return address >= region.start and length <= region.end - region.start and address - region.start <= region.end - region.start - length
 
 
 cdef const unsigned char* frame_of(Posted* send) noexcept:

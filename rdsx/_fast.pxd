@@ -4,6 +4,8 @@ cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from rdsx._operation cimport Operation
+
 cdef enum:
     HEADER_BYTES = 48               # one RDS header on every transport
     EXTENSION_BYTES = 16            # its tail: the extension headers
@@ -129,11 +131,12 @@ cdef class Core:
     cdef readonly uint32_t max_unacked_packets  # ACK_REQUIRED policy: messages between marks
     cdef readonly uint64_t max_unacked_bytes    # ... and bytes
     cdef readonly bint answer_pings
-    cdef public bint attention                  # one of the four lists below has something for the driver
+    cdef public bint attention                  # one of the five lists below has something for the driver
     cdef list dirty                             # Paths with something new to transmit
     cdef list woken                             # Endpoints whose waiters may go on
     cdef list resumable                         # Paths that may be read again
     cdef list remapped                          # BindTables whose congestion map changed
+    cdef list finished                          # Operations with an outcome
     cdef list paused                            # Paths not read because of the caps
     cdef bint full                              # the node's cap was passed, and half of it not yet reached again
     cdef object wall_clock                      # callable giving the time in seconds, for SO_TIMESTAMP
@@ -143,6 +146,7 @@ cdef class Core:
     cdef object scratch_view
     cdef void account(self, Path path, int64_t delta) noexcept
     cdef void unpause(self, Path path) noexcept
+    cdef int finish(self, Operation operation, int status) except -1
 
 # -- 5. endpoints and ports -----------------------------------------------------------------------------------------------
 
@@ -207,6 +211,7 @@ cdef struct Sent:
     PyObject* payload               # owned bytes; NULL = empty
     PyObject* owner                 # owned Endpoint; NULL = ping, pong or cancelled
     PyObject* extensions            # owned bytes of EXTENSION_BYTES, or NULL
+    PyObject* operation             # owned Operation that goes out before it, or NULL
     uint32_t length
     uint16_t sport
     uint16_t dport
@@ -270,6 +275,7 @@ cdef class Path:
     cdef int disown(self, Sent* slot) except -1
     cdef void free_slot(self, Sent* slot) noexcept
     cdef int release(self, Sent* slot) except -1
+    cdef int give_up(self, Sent* slot, int status) except -1
     cdef void shrink(self) noexcept
     cdef int remove(self, Endpoint owner, int dport, uint8_t marks) except -1
     cdef int retire(self, uint64_t ack) except -1
@@ -291,21 +297,21 @@ cdef class Ring:
     cdef uint32_t allocated                     # free-running: slots ever taken
     cdef uint32_t freed                         # free-running: slots ever given back
 
-    cdef inline uint32_t in_use(self) noexcept nogil:
+    cdef inline uint32_t in_use(self) noexcept:
         return self.allocated - self.freed
 
-    cdef inline uint32_t room(self) noexcept nogil:
+    cdef inline uint32_t room(self) noexcept:
         return self.size - (self.allocated - self.freed)
 
-    cdef inline uint32_t position(self, uint32_t counter) noexcept nogil:
+    cdef inline uint32_t position(self, uint32_t counter) noexcept:
         return counter & (self.size - 1)
 
-    cdef inline uint32_t take(self, uint32_t wanted) noexcept nogil:
+    cdef inline uint32_t take(self, uint32_t wanted) noexcept:
         cdef uint32_t taken = min(wanted, self.room())
         self.allocated += taken
         return taken
 
-    cdef inline bint give_back(self, uint32_t count) noexcept nogil:
+    cdef inline bint give_back(self, uint32_t count) noexcept:
         if count > self.in_use():
             return False
         self.freed += count

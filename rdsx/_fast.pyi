@@ -5,6 +5,7 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
+from rdsx._operation import Operation
 from rdsx.errors import WireError as WireError
 
 COUNTER_NAMES: tuple[str, ...]
@@ -100,6 +101,8 @@ class Core:
         """Endpoints whose waiting tasks may go on."""
     def take_resumable(self) -> list[Path]:
         """Paths that were paused at a cap and may be read again."""
+    def take_finished(self) -> list[Operation]:
+        """Operations that have an outcome since the last call."""
     def take_remapped(self) -> list[BindTable]:
         """Bind tables whose congestion map changed."""
     def count(self, name: str, by: int = 1) -> None:
@@ -163,6 +166,9 @@ class Endpoint:
         """
     def submit_to(self, data: Buffer, path: Path, dport: int) -> int:
         """submit() to a path that is known."""
+    def submit_operation(self, data: Buffer, path: Path, dport: int, operation: Operation) -> int:
+        """submit_to() with an operation that goes out right before the message, which carries its rkey. ValueError if the path is not over
+        verbs, or the operation was submitted before. Core.take_finished() tells that it has its outcome."""
     def submit_many(self, messages: list[tuple[Buffer, tuple[Any, ...]]], start: int = 0) -> int:
         """Queue messages from index `start`; returns the index of the first not queued, and leaves its code in `code`."""
     def cancel(self, path: Path, dport: int = -1) -> int:

@@ -14,6 +14,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from rdsx._operation cimport STATUS_CANCELLED, STATUS_DROPPED
+
 from rdsx.errors import WireError
 
 
@@ -431,7 +433,7 @@ cdef class CongestionMap:
 
 
 # == 4. what a node shares ================================================================================================
-# One Core for one node. The hot path never calls into Python: it notes what happened on four lists and raises `attention`;
+# One Core for one node. The hot path never calls into Python: it notes what happened on five lists and raises `attention`;
 # the driver looks after each batch. Invariant: queued_bytes is the sum over all paths, and every paused path is on `paused`.
 
 cdef class Core:
@@ -448,6 +450,7 @@ cdef class Core:
         self.woken = []
         self.resumable = []
         self.remapped = []
+        self.finished = []
         self.paused = []
         self.staging = <unsigned char*>PyMem_Malloc(STAGING_BYTES)
         self.scratch = <unsigned char*>PyMem_Malloc(SCRATCH_BYTES)
@@ -491,6 +494,17 @@ cdef class Core:
         self.paused.remove(path)
         self.resumable.append(path)
         self.attention = True
+
+    cdef int finish(self, Operation operation, int status) except -1:
+        """An operation has this outcome, unless it has one already."""
+        operation.finish(status, self.finished)
+        self.attention = True
+        return 0
+
+    def take_finished(self):
+        cdef list taken = self.finished
+        self.finished = []
+        return taken
 
     def take_dirty(self):
         cdef list taken = self.dirty
@@ -783,6 +797,24 @@ cdef class Endpoint:
             path.push(self, payload, <uint32_t>length, self.port, dport, None, 0)
         return SENT
 
+    def submit_operation(self, data, Path path not None, uint16_t dport, Operation operation not None):
+        """submit_to() with an operation that goes out right before the message."""
+        cdef int code
+        cdef Sent* slot
+        if not path.header_acks:
+            raise ValueError("only a path over verbs takes operations")
+        if operation.submitted:
+            raise ValueError("an operation is submitted once")
+        code = self.submit_to(data, path, dport)
+        if code == SENT:
+            slot = path.slot(path.tail - 1)
+            Py_INCREF(operation)
+            slot.operation = <PyObject*>operation
+            Py_INCREF(operation.extensions)
+            slot.extensions = <PyObject*>operation.extensions
+            operation.submitted = True
+        return code
+
     def submit(self, data, address):
         return self.submit_one(data, address)
 
@@ -906,6 +938,7 @@ cdef class Path:
         slot.payload = NULL
         slot.owner = NULL
         slot.extensions = NULL
+        slot.operation = NULL
         if length:
             Py_INCREF(payload)
             slot.payload = <PyObject*>payload
@@ -962,10 +995,19 @@ cdef class Path:
         if slot.owner != NULL:
             Py_DECREF(<object>slot.owner)
             slot.owner = NULL
+        if slot.operation != NULL:
+            Py_DECREF(<object>slot.operation)
+            slot.operation = NULL
 
     cdef int release(self, Sent* slot) except -1:
         self.disown(slot)
         self.free_slot(slot)
+        return 0
+
+    cdef int give_up(self, Sent* slot, int status) except -1:
+        """The message will not be sent. What was to be done before it has this outcome, unless a device has it already."""
+        if slot.operation != NULL and not (<Operation>slot.operation).posted:
+            self.core.finish(<Operation>slot.operation, status)
         return 0
 
     cdef void shrink(self) noexcept:
@@ -986,6 +1028,7 @@ cdef class Path:
                     self.disown(slot)
                     slot.marks |= MARK_CANCELLED
                 else:
+                    self.give_up(slot, STATUS_DROPPED if marks else STATUS_CANCELLED)
                     self.release(slot)
                     cursor -= index < self.cursor
                     picked -= index < self.picked
@@ -1113,6 +1156,8 @@ cdef class Path:
             slot.flags |= FLAG_RETRANSMITTED
             if self.peer_acks:
                 slot.flags |= FLAG_ACK_REQUIRED
+            if slot.operation != NULL:      # never twice
+                slot.marks |= MARK_CANCELLED
             index += 1
         self.partial = 0
         self.remove(None, -1, MARK_CANCELLED)
@@ -1152,6 +1197,7 @@ cdef class Path:
     def clear(self):
         """Drop everything, for good: the node closes."""
         while self.head != self.tail:
+            self.give_up(self.slot(self.head), STATUS_CANCELLED)
             self.release(self.slot(self.head))
             self.head += 1
         self.cursor = self.picked = self.head

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rdsx._fast cimport Header, Path, Ring, Sent
+from rdsx._operation cimport Operation
 
 cdef extern from "<infiniband/verbs.h>" nogil:
     # Structures and constants of the verbs interface; their layout is frozen. No function: nothing here needs libibverbs to load.
@@ -19,11 +20,16 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         IBV_WC_RETRY_EXC_ERR
         IBV_WC_RNR_RETRY_EXC_ERR
     cdef enum ibv_wr_opcode:
+        IBV_WR_RDMA_WRITE
         IBV_WR_SEND
+        IBV_WR_RDMA_READ
+        IBV_WR_ATOMIC_CMP_AND_SWP
+        IBV_WR_ATOMIC_FETCH_AND_ADD
     cdef enum ibv_wc_opcode:
         IBV_WC_SEND
         IBV_WC_RECV
     cdef enum ibv_send_flags:
+        IBV_SEND_FENCE
         IBV_SEND_SIGNALED
         IBV_SEND_SOLICITED
         IBV_SEND_INLINE
@@ -31,6 +37,17 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         uint64_t addr
         uint32_t length
         uint32_t lkey
+    cdef struct rdma_target "void*":            # the unions of ibv_send_wr have no names: only their fields are ever used
+        uint64_t remote_addr
+        uint32_t rkey
+    cdef struct atomic_target "void*":
+        uint64_t remote_addr
+        uint64_t compare_add
+        uint64_t swap
+        uint32_t rkey
+    cdef struct send_target "void*":
+        rdma_target rdma
+        atomic_target atomic
     cdef struct ibv_send_wr:
         uint64_t wr_id
         ibv_send_wr* next
@@ -38,6 +55,7 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         int num_sge
         ibv_wr_opcode opcode
         unsigned int send_flags
+        send_target wr
     cdef struct ibv_recv_wr:
         uint64_t wr_id
         ibv_recv_wr* next
@@ -114,7 +132,10 @@ cdef class Rings:
     cdef uint32_t signal_every                  # one frame in so many is signalled
     # sending
     cdef uint32_t unsignalled                   # frames since the last signalled one
-    cdef uint32_t built                         # frames put into slots and not yet posted
+    cdef uint32_t built                         # work requests made and not yet posted
+    cdef uint32_t frames                        # ... of them frames, which take a receive of the peer each
+    cdef uint32_t allowed                       # frames that credits allow in this batch
+    cdef list operations                        # posted: (counter of send_ring, Operation), oldest first
     cdef bytes map_bits                         # the map being sent, or None
     cdef bytes map_extensions                   # ... and its extension headers, or None
     cdef uint32_t map_at                        # bytes of it already in slots
@@ -139,17 +160,21 @@ cdef class Rings:
     cdef readonly bint broken                   # the queue pair is of no use any more
     cdef readonly str reason                    # why, as it is counted
     cdef readonly str detail
-    cdef uint32_t room(self) noexcept
+    cdef bint has_room(self) noexcept
     cdef bint has_frames(self) noexcept
-    cdef void note_blocked(self, uint32_t limit) noexcept
+    cdef void note_blocked(self) noexcept
     cdef uint8_t grant(self) noexcept
     cdef unsigned char* next_frame(self) noexcept
-    cdef int build_map(self, uint32_t limit) except -1
-    cdef int build_message(self, uint32_t limit) except -1
+    cdef int build_map(self) except -1
+    cdef bint build_message(self) except -1
+    cdef int build_operation(self, Operation operation) except -1
     cdef void build_ack(self) noexcept
-    cdef void build(self, uint32_t frame_bytes, bint solicited, bint signalled) noexcept
+    cdef void build(self, uint32_t frame_bytes, unsigned int flags) noexcept
+    cdef SendSlot* take_slot(self, unsigned int flags) noexcept
     cdef int ring_doorbell(self) except -1
     cdef uint32_t reap(self) except? 0
+    cdef int finish_operations(self) except -1
+    cdef int fail_operation(self, uint32_t counter, ibv_wc_status status) except -1
     cdef int take_in(self, ibv_wc* completion) except -1
     cdef int take_fragment(self, Header* header, const unsigned char* data, uint32_t size) except -1
     cdef int begin(self, Header* header) except -1

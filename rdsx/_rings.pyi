@@ -91,13 +91,16 @@ class Rings:
     def use_credits(self, available: int) -> None:
         """Both ends announced credits: `available` is the peer's announcement, and ours what is posted. Before the first frame."""
     def transmit(self) -> int:
-        """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many frames.
+        """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many work requests.
 
-        Our map first if one is due, then messages, resends before new ones; a pure acknowledgement if one is due and nothing else goes.
-        Afterwards `blocked` says whether something is left that waits for completions, and `starved` whether for credits.
+        Our map first if one is due, then messages, resends before new ones, each behind its operation if it has one; a pure
+        acknowledgement if one is due and nothing else goes. Afterwards `blocked` says whether something is left that waits for
+        completions, and `starved` whether for credits.
         """
     def flush(self) -> None:
         """See to it that in_flight falls to 0 once everything posted has arrived: posts an acknowledgement, which is always signalled."""
+    def abandon(self) -> None:
+        """The queue pair is gone: operations that were posted and have no outcome are dropped, and their leases given back."""
     def poll(self) -> int:
         """Take in up to 32 completions of each direction, and post receives again from a quarter of free slots on.
 

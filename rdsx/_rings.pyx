@@ -3,8 +3,8 @@ messages.
 
 Knows devices only as six functions and four addresses (`Nic`), so a test puts a fake one there. Knows no sockets, tasks or clocks, and
 nothing of who made the queue pair: the link that owns a `Rings` waits for the completion channel. A frame is a header and up to 4 KiB of
-payload, side by side in one slot of registered memory; payloads are copied into slots and out of them, so no memory of a user's is ever
-in a device's hands. Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work
+payload, side by side in one slot of registered memory; payloads are copied into slots and out of them, so of a user's memory only
+that of one-sided operations is ever in a device's hands, under a lease. Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work
 request names it; what a peer sends can break the link, and nothing else.
 """
 
@@ -15,6 +15,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, strerror
 
 from rdsx._fast cimport *
+from rdsx._operation cimport *
 
 
 cdef extern from "<infiniband/verbs.h>" nogil:
@@ -179,6 +180,7 @@ cdef class Rings:
         # Woken only at the end of a message, we must not run out of slots in the middle of it.
         fragments = (path.core.max_message_bytes + FRAGMENT_BYTES - 1) // FRAGMENT_BYTES
         self.solicited_only = receive_slots >= 2 * fragments
+        self.operations = []
         self.send_slots = <SendSlot*>PyMem_Calloc(send_slots, sizeof(SendSlot))
         self.receive_slots = <ReceiveSlot*>PyMem_Calloc(receive_slots, sizeof(ReceiveSlot))
         if self.send_slots == NULL or self.receive_slots == NULL:
@@ -236,56 +238,54 @@ cdef class Rings:
     # -- sending
 
     def transmit(self):
-        """Post what the path has to send, as far as there is room; returns how many frames. One doorbell."""
+        """Post what the path has to send, as far as there is room; returns how many work requests. One doorbell."""
         cdef Path path = self.path
-        cdef uint32_t limit
         if self.broken:
             return 0
-        limit = self.room()
-        while self.built < limit and self.has_frames():
+        self.allowed = 0xFFFFFFFF if self.credits is None else self.credits.sendable()
+        while self.has_room() and self.has_frames():
             if self.map_bits is not None or (path.partial == 0 and path.is_map_due()):
-                self.build_map(limit)
-            else:
-                self.build_message(limit)
-        if self.built:
+                self.build_map()
+            elif not self.build_message():
+                break
+        if self.frames:
             if path.ack_due:
                 path.core.counters[C_IB_ACK_SEND_PIGGYBACKED] += 1
                 path.acknowledged()
         elif path.ack_due == ACK_NOW or (self.credits is not None and self.credits.is_update_due()):
             if self.acking:
                 path.core.counters[C_IB_ACK_SEND_DELAYED] += 1
-            elif limit:
+            elif self.has_room():
                 self.build_ack()
-        self.note_blocked(limit)
+        self.note_blocked()
         return self.ring_doorbell()
 
     def flush(self):
         """Post an acknowledgement, which is always signalled, behind what is not known to have arrived: once in_flight is 0, it has."""
-        if not self.broken and not self.acking and self.send_ring.in_use() and self.room():
+        self.allowed = 0xFFFFFFFF if self.credits is None else self.credits.sendable()
+        if not self.broken and not self.acking and self.send_ring.in_use() and self.has_room():
             self.build_ack()
             self.ring_doorbell()
 
-    cdef uint32_t room(self) noexcept:
-        """Frames that can be posted now."""
-        if self.credits is None:
-            return self.send_ring.room()
-        return min(self.send_ring.room(), self.credits.sendable())
+    cdef bint has_room(self) noexcept:
+        """Whether one more frame can be posted now."""
+        return self.send_ring.room() > 0 and self.frames < self.allowed
 
     cdef bint has_frames(self) noexcept:
         """Whether a map or a message is to be sent."""
         cdef Path path = self.path
         return self.map_bits is not None or path.is_map_due() or (path.cursor != path.tail and not path.held)
 
-    cdef void note_blocked(self, uint32_t limit) noexcept:
+    cdef void note_blocked(self) noexcept:
         cdef bint was_blocked = self.blocked
-        self.blocked = self.built == limit and (self.has_frames() or (limit == 0 and self.path.ack_due == ACK_NOW and not self.acking))
-        self.starved = self.blocked and self.send_ring.room() > 0
+        self.blocked = self.has_frames() or (self.path.ack_due == ACK_NOW and not self.acking)
+        self.starved = self.blocked and self.frames >= self.allowed
         if self.blocked and not was_blocked:
             self.path.core.counters[C_IB_TX_THROTTLE if self.starved else C_IB_TX_RING_FULL] += 1
 
     cdef uint8_t grant(self) noexcept:
         """h_credit of the next frame: the first of a batch grants what is to be granted."""
-        if self.credits is None or self.built:
+        if self.credits is None or self.frames:
             return 0
         self.path.core.counters[C_IB_TX_CREDIT_UPDATES] += self.credits.unadvertised > 0
         return self.credits.advertise()
@@ -293,7 +293,7 @@ cdef class Rings:
     cdef unsigned char* next_frame(self) noexcept:
         return self.send_memory + <size_t>self.send_ring.position(self.send_ring.allocated) * SLOT_BYTES
 
-    cdef int build_map(self, uint32_t limit) except -1:
+    cdef int build_map(self) except -1:
         """Our map, as it is when its first frame is built; it may take several batches."""
         cdef Path path = self.path
         cdef unsigned char* frame
@@ -302,30 +302,37 @@ cdef class Rings:
             self.map_extensions = path.hello if path.map_owed else None
             self.map_at = 0
             path.map_sent()
-        while self.built < limit:
+        while self.has_room():
             frame = self.next_frame()
             store_header(frame, 0, self.acked, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP, self.grant(),
                          NULL if self.map_extensions is None else <unsigned char*>PyBytes_AS_STRING(self.map_extensions))
             store_checksum(frame)
             memcpy(frame + HEADER_BYTES, PyBytes_AS_STRING(self.map_bits) + self.map_at, FRAGMENT_BYTES)
             self.map_at += FRAGMENT_BYTES
-            self.build(HEADER_BYTES + FRAGMENT_BYTES, self.map_at == MAP_BYTES, False)
+            self.build(HEADER_BYTES + FRAGMENT_BYTES, IBV_SEND_SOLICITED if self.map_at == MAP_BYTES else 0)
             if self.map_at == MAP_BYTES:
                 self.map_bits = None
                 break
         return 0
 
-    cdef int build_message(self, uint32_t limit) except -1:
-        """The message at the cursor, or what can be sent of it now."""
+    cdef bint build_message(self) except -1:
+        """The message at the cursor, or what can be sent of it now; False if that is nothing."""
         cdef Path path = self.path
         cdef Sent* slot = path.slot(path.cursor)
         cdef size_t offset = path.partial - HEADER_BYTES if path.partial else 0
         cdef uint32_t size
         cdef uint8_t credit
+        cdef unsigned int flags = 0
         cdef unsigned char* frame
         cdef unsigned char* template = NULL
+        if slot.operation != NULL:
+            if not path.partial:
+                if self.send_ring.room() < 2:
+                    return False
+                self.build_operation(<Operation>slot.operation)
+            flags = IBV_SEND_FENCE if (<Operation>slot.operation).fence else 0
         path.pick(path.cursor)
-        while self.built < limit:
+        while self.has_room():
             frame = self.next_frame()
             size = <uint32_t>min(slot.length - offset, <size_t>FRAGMENT_BYTES)
             credit = self.grant()
@@ -340,11 +347,32 @@ cdef class Rings:
             if size:
                 copy(frame + HEADER_BYTES, PyBytes_AS_STRING(<object>slot.payload) + offset, size)
             offset += size
-            self.build(HEADER_BYTES + size, offset == slot.length, False)
+            self.build(HEADER_BYTES + size, flags | (IBV_SEND_SOLICITED if offset == slot.length else 0))
             if offset == slot.length:
                 path.wrote(slot)
                 break
             path.partial = HEADER_BYTES + offset
+        return True
+
+    cdef int build_operation(self, Operation operation) except -1:
+        """What is to be done before a message. It is signalled: somebody waits for its outcome."""
+        cdef SendSlot* slot
+        cdef bint swaps = operation.kind == OPERATION_COMPARE_AND_SWAP
+        self.operations.append((self.send_ring.allocated, operation))
+        operation.posted = True
+        slot = self.take_slot(IBV_SEND_SIGNALED)
+        slot.wr.sg_list = <ibv_sge*>operation.segments
+        slot.wr.num_sge = operation.count
+        if operation.kind == OPERATION_READ or operation.kind == OPERATION_WRITE:
+            slot.wr.opcode = IBV_WR_RDMA_READ if operation.kind == OPERATION_READ else IBV_WR_RDMA_WRITE
+            slot.wr.wr.rdma.remote_addr = operation.remote_address
+            slot.wr.wr.rdma.rkey = operation.rkey
+        else:
+            slot.wr.opcode = IBV_WR_ATOMIC_CMP_AND_SWP if swaps else IBV_WR_ATOMIC_FETCH_AND_ADD
+            slot.wr.wr.atomic.remote_addr = operation.remote_address
+            slot.wr.wr.atomic.rkey = operation.rkey
+            slot.wr.wr.atomic.compare_add = operation.compare_add
+            slot.wr.wr.atomic.swap = operation.swap
         return 0
 
     cdef void build_ack(self) noexcept:
@@ -356,41 +384,51 @@ cdef class Rings:
         self.acking = True
         self.path.acknowledged()
         self.path.core.counters[C_SEND_ACK_ONLY] += 1
-        self.build(HEADER_BYTES, True, True)
+        self.build(HEADER_BYTES, IBV_SEND_SOLICITED | IBV_SEND_SIGNALED)
 
-    cdef void build(self, uint32_t frame_bytes, bint solicited, bint signalled) noexcept:
+    cdef void build(self, uint32_t frame_bytes, unsigned int flags) noexcept:
         """Make the work request of the frame in the next slot."""
-        cdef SendSlot* slot = &self.send_slots[self.send_ring.position(self.send_ring.allocated)]
-        cdef unsigned int flags = IBV_SEND_SOLICITED if solicited else 0
-        slot.wr.wr_id = self.send_ring.allocated
+        cdef SendSlot* slot
+        if frame_bytes <= self.max_inline_bytes:
+            flags |= IBV_SEND_INLINE
+        slot = self.take_slot(flags)
         slot.sge.length = frame_bytes
+        slot.wr.sg_list = &slot.sge
+        slot.wr.num_sge = 1
+        slot.wr.opcode = IBV_WR_SEND
+        self.frames += 1
+
+    cdef SendSlot* take_slot(self, unsigned int flags) noexcept:
+        """The next slot, for a work request with these flags; signalled when it is time."""
+        cdef SendSlot* slot = &self.send_slots[self.send_ring.position(self.send_ring.allocated)]
+        slot.wr.wr_id = self.send_ring.allocated
         self.send_ring.take(1)
         self.built += 1
         self.unsignalled += 1
-        if signalled or self.unsignalled >= self.signal_every or self.send_ring.room() == 0:
+        if self.unsignalled >= self.signal_every:   # a quarter of the ring at most, so a full ring always has one
             flags |= IBV_SEND_SIGNALED
+        if flags & IBV_SEND_SIGNALED:
             self.unsignalled = 0
-        if frame_bytes <= self.max_inline_bytes:
-            flags |= IBV_SEND_INLINE
         slot.wr.send_flags = flags
+        return slot
 
     cdef int ring_doorbell(self) except -1:
-        """Post all built frames as one list; returns how many."""
+        """Post everything built as one list; returns how many work requests."""
         cdef uint32_t count = self.built, after = self.send_ring.allocated
         cdef SendSlot* last
         cdef ibv_send_wr* bad = NULL
         cdef int code
         if count == 0:
             return 0
-        self.built = 0
         last = &self.send_slots[self.send_ring.position(after - 1)]
         last.wr.next = NULL
         code = self.nic.ops.post_send(self.nic.qp, &self.send_slots[self.send_ring.position(after - count)].wr, &bad)
         last.wr.next = &self.send_slots[self.send_ring.position(after)].wr
         if self.credits is not None:
-            self.credits.spend(count)
+            self.credits.spend(self.frames)
         self.path.core.counters[C_VERBS_DOORBELLS] += 1
-        self.path.core.counters[C_VERBS_FRAMES_SENT] += count
+        self.path.core.counters[C_VERBS_FRAMES_SENT] += self.frames
+        self.built = self.frames = 0
         if code:
             self.break_off("post_failed", f"ibv_post_send: {strerror(abs(code)).decode()}")
         return count
@@ -462,6 +500,7 @@ cdef class Rings:
                 return total
             for i in range(count):
                 if found[i].status != IBV_WC_SUCCESS:
+                    self.fail_operation(<uint32_t>found[i].wr_id, found[i].status)
                     self.break_off_with("send", found[i].status, found[i].vendor_err)
                     return total
                 freed = <uint32_t>found[i].wr_id + 1 - self.send_ring.freed
@@ -469,9 +508,42 @@ cdef class Rings:
                     self.break_off("completion_error", f"completion of frame {found[i].wr_id}, which is not in flight")
                     return total
                 total += freed
+                if self.operations:
+                    self.finish_operations()
         if self.acking and <uint32_t>(self.send_ring.freed - self.ack_slot - 1) < self.send_ring.size:
             self.acking = False
         return total
+
+    # -- operations
+
+    cdef int finish_operations(self) except -1:
+        """Those whose slots are free again are done."""
+        cdef uint32_t counter
+        while self.operations:
+            counter, operation = self.operations[0]
+            if <uint32_t>(self.send_ring.freed - counter - 1) >= self.send_ring.size:
+                break
+            del self.operations[0]
+            self.path.core.finish(operation, STATUS_SUCCESS)
+        return 0
+
+    cdef int fail_operation(self, uint32_t counter, ibv_wc_status status) except -1:
+        """A send failed. If it was an operation, and not merely flushed behind another failure, this is its outcome."""
+        if not self.operations or self.operations[0][0] != counter or status == IBV_WC_WR_FLUSH_ERR:
+            return 0
+        _, operation = self.operations.pop(0)
+        if status == IBV_WC_REM_ACCESS_ERR or status == IBV_WC_REM_INV_REQ_ERR or status == IBV_WC_REM_OP_ERR:
+            self.path.core.finish(operation, STATUS_REMOTE_ERROR)
+        else:
+            self.path.core.finish(operation, STATUS_OTHER_ERROR)
+        return 0
+
+    def abandon(self):
+        """The queue pair is gone, so no device touches any memory now: what had no outcome is dropped."""
+        self.break_off("flushed", "the queue pair is gone")
+        while self.operations:
+            _, operation = self.operations.pop(0)
+            self.path.core.finish(operation, STATUS_DROPPED)
 
     # -- receiving
 
@@ -632,9 +704,6 @@ cdef void link_sends(SendSlot* slots, uint32_t count, unsigned char* memory, uin
     for i in range(count):
         slots[i].sge.addr = <uint64_t>(memory + <size_t>i * SLOT_BYTES)
         slots[i].sge.lkey = lkey
-        slots[i].wr.sg_list = &slots[i].sge
-        slots[i].wr.num_sge = 1
-        slots[i].wr.opcode = IBV_WR_SEND
         slots[i].wr.next = &slots[(i + 1) % count].wr
 
 

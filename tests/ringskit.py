@@ -10,11 +10,14 @@ import pytest
 
 from fastkit import ACK_REQUIRED, CONG_BITMAP, HELLO, MIB, Side
 from rdsx._fast import Path, pack_header
+from rdsx._operation import Operation
 
 rings = pytest.importorskip("rdsx._rings", reason="rdsx was built without the headers of rdma-core")
 fake_nic = pytest.importorskip("rdsx._fake_nic")
 
 LKEY = 77
+SHARED_KEY = 78  # of memory for operations, local and remote
+SHARED_BYTES = 8192
 SLOT_BYTES = 4160
 FRAGMENT_BYTES = 4096
 
@@ -35,6 +38,8 @@ class RingSide(Side):
         self.sizes = send_slots, receive_slots, inline
         self.automatic = changes.pop("automatic", False)
         self.awake = False
+        self.shared = ctypes.create_string_buffer(SHARED_BYTES)
+        self.shared_address = ctypes.addressof(self.shared)
         super().__init__(host, peer, **changes)
 
     def link(self, hello: bytes = HELLO) -> None:
@@ -54,6 +59,7 @@ class RingSide(Side):
             max_inline_bytes=inline,
             automatic=self.automatic,
         )
+        self.nic.register(self.shared_address, SHARED_BYTES, SHARED_KEY, remote=True)
         self.rings = rings.Rings(
             self.path,
             self.nic,
@@ -154,6 +160,7 @@ def relink(a: RingSide, b: RingSide) -> None:
     """The connection is lost, and another one made."""
     for side in (a, b):
         side.nic.fail()
+        side.rings.abandon()
         side.path.reset()
         side.link()
     join(a, b)
@@ -180,6 +187,17 @@ def settle(*sides: RingSide, ticks: bool = True) -> None:
             if [side.nic.posted_sends for side in sides] == before:
                 return
     raise AssertionError("the two ends never come to rest")
+
+
+def operation(kind: str, here: RingSide, there: RingSide, **changes: Any) -> Operation:
+    """On the first 8 bytes of the memory that both share, unless said otherwise."""
+    settings: dict[str, Any] = {
+        "segments": [(here.shared_address, 8, SHARED_KEY)],
+        "remote_address": there.shared_address,
+        "rkey": SHARED_KEY,
+    }
+    settings |= changes
+    return Operation(kind, settings.pop("segments"), **settings)
 
 
 def alone(**changes: Any) -> RingSide:

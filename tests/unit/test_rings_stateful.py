@@ -12,9 +12,11 @@ ringskit = pytest.importorskip("ringskit", reason="rdsx was built without the he
 
 from fastkit import SENT, received  # noqa: E402
 from rdsx._fast import Endpoint  # noqa: E402
-from ringskit import pair, relink, settle, use_credits  # noqa: E402
+from rdsx._operation import Operation  # noqa: E402
+from ringskit import operation, pair, relink, settle, use_credits  # noqa: E402
 
 PORTS = (4000, 4001)
+OPERATIONS_PORT = 4002  # of messages behind operations: they are not sent again, so some are lost
 SIZES = [0, 1, 100, 4095, 4096, 4097, 9000, 20000]
 HOSTS = "10.0.0.1", "10.0.0.2"
 ends = st.integers(0, 1)
@@ -33,8 +35,10 @@ class Machine(RuleBasedStateMachine):
         self.sides = pair(send_slots=send_slots, receive_slots=receive_slots, inline=inline)
         self.credits = credits
         self.endpoints: list[list[Endpoint]] = [[side.endpoint(port) for port in PORTS] for side in self.sides]
+        self.counted = [side.endpoint(OPERATIONS_PORT) for side in self.sides]
         self.expected: list[dict[int, list[bytes]]] = [{port: [] for port in PORTS} for _ in self.sides]
         self.numbers = [0, 0]
+        self.operations: list[list[Operation]] = [[], []]
         for side in self.sides:
             side.path.peer_is_kernel = kernels
         if credits:
@@ -50,6 +54,14 @@ class Machine(RuleBasedStateMachine):
             self.expected[1 - end][port].append(data)
         if kick:
             self.sides[end].kick()
+
+    @rule(end=ends, size=st.sampled_from([0, 5000]))
+    def add(self, end: int, size: int) -> None:
+        """Add 1 to a number of the peer's, before a message."""
+        side, other = self.sides[end], self.sides[1 - end]
+        one = operation("fetch_and_add", side, other, compare_add=1, remote_address=other.shared_address + 8, lease=object())
+        if self.endpoints[end][0].submit_operation(bytes(size), side.path, OPERATIONS_PORT, one) == SENT:
+            self.operations[end].append(one)
 
     @rule(end=ends)
     def take(self, end: int) -> None:
@@ -123,6 +135,17 @@ class Machine(RuleBasedStateMachine):
             assert self.endpoints[end][0].unacknowledged == len(listing)
             assert [sequence for sequence, *_ in listing] == sorted({sequence for sequence, *_ in listing})
 
+    def the_operations_add_up(self, end: int) -> None:
+        """Each has one outcome. What succeeded was done once, what was dropped at most once, nothing else at all."""
+        told = self.sides[end].core.take_finished()
+        assert sorted(map(id, told)) == sorted(map(id, self.operations[end]))
+        assert all(one.lease is None for one in told)
+        done = int.from_bytes(self.sides[1 - end].shared[8:16], "little")
+        succeeded = sum(one.status == 0 for one in told)
+        assert succeeded <= done <= succeeded + sum(one.status in (3, 4) for one in told)
+        assert len(received(self.counted[1 - end])) <= len(told)
+        assert sum(one.status == 2 for one in told) == 0
+
     def teardown(self) -> None:
         """After one more link everything arrives, though each end acts only when an event wakes it."""
         if not hasattr(self, "sides"):
@@ -141,6 +164,7 @@ class Machine(RuleBasedStateMachine):
             assert self.expected[end] == {port: [] for port in PORTS}
             assert self.sides[end].path.retransmit_queue == self.sides[end].path.send_queue == 0
             assert self.endpoints[end][0].sent_bytes == 0
+            self.the_operations_add_up(end)
         self.the_device_is_content()
 
 

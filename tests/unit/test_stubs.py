@@ -15,7 +15,7 @@ import pytest
 
 import rdsx
 
-MODULES = ["_fast", "_stream"]
+MODULES = ["_fast", "_operation", "_stream"]
 # What is built only where the headers of rdma-core are.
 MODULES += [name for name in ("_bridge", "_rings", "_fake_nic") if importlib.util.find_spec(f"rdsx.{name}")]
 # Classes that others derive from.
@@ -176,6 +176,8 @@ def right() -> dict[str, Any]:
     values: dict[str, Any] = {"core": core, "table": table, "host": "10.0.0.1", "foreign": foreign, "first_sequence": 5}
     values |= {"peer_table": table, "is_ipv6": False, "scope": 0, "header_acks": False, "send_limit": 10, "receive_limit": 10, "size": 8}
     values["wall_clock"] = None
+    values |= {"kind": "write", "segments": [(0, 8, 1)], "remote_address": 0, "rkey": 1, "lease": None, "compare_add": 0, "swap": 0}
+    values["fence"] = False
     values |= {"depth": 8, "fd": 0, "available": 1, "send_slots": 8, "receive_slots": 8, "max_inline_bytes": 0, "lkey": 77}
     values |= {"send_depth": 8, "receive_depth": 8, "automatic": True, "sink": True}
     values |= {"memory": ctypes.addressof(MEMORY), "memory_bytes": len(MEMORY)}

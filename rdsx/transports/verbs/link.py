@@ -82,6 +82,7 @@ class VerbsLink:
             self._path.corked = True
             self._connection.disconnect()
             self._connection.close()
+            self._rings.abandon()
         return self._reason
 
     def kick(self) -> None:
