@@ -96,7 +96,7 @@ async def hosts(path: Path, *, here: bool = False) -> AsyncIterator[tuple[Host, 
 async def until(condition: Callable[[], Any]) -> None:
     """The disk is as slow as it likes, and virtual time passes meanwhile."""
     while not condition():
-        await trio.sleep(0.001)
+        await trio.sleep(0.05)
 
 
 def on_disk(courier: Courier) -> bool:
