@@ -6,7 +6,6 @@ RDSX_LAB_MATRIX=brief runs each traffic undisturbed and each disturbance with th
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from lab.bench import PORT, Bench, EndName, Flow, open_bench
 from lab.disturbances import Cable, Disturbance, Loss, ResetByKernel, ResetByRdsx, Restart
 from lab.guest import Guest
 from lab.lab import LARGER, SMALLER, Lab
+from lab.readiness import BRIEF
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -269,8 +269,6 @@ TRAFFICS: dict[str, Traffic] = {
     "ping": ping,
     "cancel": cancel,
 }
-
-BRIEF = os.environ.get("RDSX_LAB_MATRIX", "full" if "RDSX_LAB_KERNELS" in os.environ else "brief") == "brief"
 
 
 def cases() -> Iterator[Any]:
