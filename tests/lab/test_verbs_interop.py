@@ -107,7 +107,7 @@ def assert_exact(accounts: tuple[dict[str, Any], dict[str, Any]]) -> None:
 
 
 async def cable(two: Two) -> None:
-    """Longer than the kernel tries, which is once, after 2 s: it ends the connection."""
+    """Longer than the kernel tries, which is once, after 2 s. If nothing of its was under way just then, the connection outlives it."""
     two.verbs.pull_cable()
     await trio.sleep(8)
     two.verbs.plug_cable()
@@ -143,9 +143,7 @@ async def test_resets(two: Two) -> None:
 @in_full
 async def test_cable(two: Two) -> None:
     """It is out in the middle of a flow."""
-    accounts = await two.run(count=LONG, high=2000, strike=cable)
-    assert_exact(accounts)
-    assert accounts[0]["connections"][0]["links"] > 1
+    assert_exact(await two.run(count=LONG, high=2000, strike=cable))
 
 
 @in_full
