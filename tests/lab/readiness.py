@@ -11,10 +11,11 @@ from lab import kernel as kernels
 from lab import requirements
 from lab.kernel import KernelUnavailableError
 
-__all__ = ["BRIEF", "require_host", "require_kernel"]
+__all__ = ["BRIEF", "in_full", "require_host", "require_kernel"]
 
 # How much to run where everything takes an hour: what shows most, or all of it.
 BRIEF = os.environ.get("RDSX_LAB_MATRIX", "full" if "RDSX_LAB_KERNELS" in os.environ else "brief") == "brief"
+in_full = pytest.mark.skipif(BRIEF, reason="takes minutes: only with RDSX_LAB_MATRIX=full")
 
 
 def give_up(reason: str) -> NoReturn:

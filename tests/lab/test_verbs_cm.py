@@ -15,9 +15,10 @@ import trio
 
 from lab.guest import Guest
 from lab.lab import Lab
+from lab.readiness import in_full
 from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, in_full]
 
 FOLDER = Path(__file__).parent.absolute()
 RUN_S = 240.0

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lab.lab import Lab
+from lab.readiness import in_full
 from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, in_full]
 
 TEXTS = ("rxe0 (port 1 ACTIVE, Ethernet, ", "10.77.0.2 on rxe0", "127.0.0.1 on no RDMA device", "a node can have 10.77.0.2, fd77::2")
 

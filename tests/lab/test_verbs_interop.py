@@ -16,19 +16,16 @@ import trio
 
 from lab.guest import Guest
 from lab.lab import Lab
-from lab.readiness import BRIEF
+from lab.readiness import in_full
 from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, in_full]
 
 PROGRAM = Path(__file__).with_name("verbs_traffic.py").absolute()
 KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
 KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
 RUN_S = 120.0
 FEW, MANY, LONG = 60, 2000, 20000
-
-
-in_full = pytest.mark.skipif(BRIEF, reason="takes minutes: with RDSX_LAB_MATRIX=full only")
 
 
 @dataclass
@@ -122,7 +119,6 @@ async def test_messages(two: Two) -> None:
     assert "WARNING" not in await two.kernel.check("dmesg")
 
 
-@in_full
 @pytest.mark.parametrize("slow", ["verbs", "kernel"])
 async def test_congestion(slow: str, two: Two) -> None:
     """A receiver that is slower than its sender: the sender is told, and waits."""
@@ -140,13 +136,11 @@ async def test_resets(two: Two) -> None:
         assert accounts[0]["drops"]["reset_by_user"] == 3
 
 
-@in_full
 async def test_cable(two: Two) -> None:
     """It is out in the middle of a flow."""
     assert_exact(await two.run(count=LONG, high=2000, strike=cable))
 
 
-@in_full
 async def test_link_down(two: Two) -> None:
     """The network interface of the kernel's end goes down and comes up again between two flows."""
     down_and_up = "ip link set eth0 down && sleep 1 && ip link set eth0 up"
@@ -155,7 +149,6 @@ async def test_link_down(two: Two) -> None:
     assert_exact(await two.run(count=FEW, high=20000))
 
 
-@in_full
 async def test_loss(two: Two) -> None:
     """Packets are lost on both ways. Soft-RoCE tries again after 2 s; a message that is lost twice costs the connection."""
     async with two.kernel.netem("loss 2%"), two.verbs.netem("loss 2%"):
