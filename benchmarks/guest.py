@@ -15,15 +15,17 @@ import click
 import trio
 from rich.console import Console
 
+from benchmarks.backends import BACKENDS
 from benchmarks.results import Results
+from benchmarks.run import LARGEST_BYTES
 from benchmarks.tables import print_results
 
 __all__ = ["command"]
 
 ROOT = Path(__file__).parent.parent
-BACKENDS = ("rdsx-kernel", "rdsx-tcp")
 BASELINE = "rdsx-kernel"
-SCENARIO_NAMES = ("stream", "stream-single", "ping-pong", "all-to-all")
+MEASURED = (BASELINE, "rdsx-tcp")
+SCENARIO_NAMES = BACKENDS[BASELINE].scenarios
 RESULTS = "/run/results.json"
 # The checkout comes last on the path: rdsx is the one that this process has, built in place or installed.
 MAKE_NAMESPACES = "import sys; sys.path.append(sys.argv[1]); from tests.namespaces import make_namespaces; make_namespaces()"
@@ -34,7 +36,7 @@ RUN_S = 1800.0
 @click.command()
 @click.option("--kernel", default="6.1", show_default=True, help="Series of the guest's kernel; `python -m tests.lab prepare` fetches it.")
 @click.option("--scenario", "scenarios", multiple=True, type=click.Choice(SCENARIO_NAMES), help="Run only this one; may be repeated.")
-@click.option("--size", "sizes", multiple=True, type=click.IntRange(1, 1 << 20), help="Payload bytes; may be repeated.")
+@click.option("--size", "sizes", multiple=True, type=click.IntRange(1, LARGEST_BYTES), help="Payload bytes; may be repeated.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(1), help="Measurements of each cell, in fresh processes.")
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a result file.")
@@ -50,7 +52,7 @@ def command(kernel: str, scenarios: Sequence[str], sizes: Sequence[int], rounds:
     except KernelUnavailableError as error:
         raise click.ClickException(str(error)) from None
     options = ["--namespaces", "--baseline", BASELINE, "--rounds", str(rounds), "--seconds", str(seconds), "--json", RESULTS]
-    for option, values in (("--backend", BACKENDS), ("--scenario", scenarios or SCENARIO_NAMES), ("--size", sizes)):
+    for option, values in (("--backend", MEASURED), ("--scenario", scenarios or SCENARIO_NAMES), ("--size", sizes)):
         for value in values:
             options += [option, str(value)]
     with Console(stderr=True).status(f"in a guest with kernel {kernel}"):

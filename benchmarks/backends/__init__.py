@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 __all__ = ["BACKENDS", "Backend", "load"]
 
@@ -50,55 +51,45 @@ class Backend:
         return ""
 
 
+def ours(**fields: Any) -> Backend:
+    """rdsx itself, with these fields of `Backend`."""
+    return Backend(module="rdsx_node", requires="rdsx", package="rdsx", **fields)
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend(
+        ours(
             name="rdsx-tcp",
             summary="rdsx, one node in each process",
-            module="rdsx_node",
             transport="tcp",
-            requires="rdsx",
-            package="rdsx",
             scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "idle-sockets", "idle-peers"),
         ),
-        Backend(
+        ours(
             name="rdsx-loop",
             summary="rdsx, all sockets on one node of one process",
-            module="rdsx_node",
             transport="loop",
-            requires="rdsx",
-            package="rdsx",
             scenarios=("stream", "stream-single", "ping-pong", "all-to-all", "sockets", "idle-sockets"),
             one_process=True,
         ),
-        Backend(
+        ours(
             name="rdsx-tcp-4M",
             summary="rdsx with socket buffers of 4 MiB, about what TCP alone lets the others have under way",
-            module="rdsx_node",
             transport="tcp",
-            requires="rdsx",
-            package="rdsx",
             buffer_bytes=4 << 20,
             scenarios=("stream", "stream-single", "fan-in", "fan-out"),
         ),
-        Backend(
+        ours(
             name="rdsx-tcp-poll",
             summary="rdsx, a receive polls for 100 µs before it waits",
-            module="rdsx_node",
             transport="tcp",
-            requires="rdsx",
-            package="rdsx",
             busy_poll_s=1e-4,
             scenarios=("stream-single", "ping-pong"),
         ),
-        Backend(
+        ours(
             name="rdsx-kernel",
             summary="the kernel's AF_RDS behind the same calls, over its rds_tcp",
-            module="rdsx_node",
             transport="kernel",
-            requires="rdsx",
-            package="rdsx",
             scenarios=("stream", "stream-single", "ping-pong", "all-to-all"),
             in_guest=True,
         ),

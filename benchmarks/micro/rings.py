@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from itertools import repeat
+from typing import Any
 
 from benchmarks.micro.case import Measure, case
 from benchmarks.micro.fast import BATCH, LARGE, PEER, SMALL, make_batch, make_core
@@ -89,32 +90,25 @@ async def poll_small(measure: Measure) -> None:
 
 @case("rings both ends 64 B", operations=BATCH)
 async def exchange_small(measure: Measure) -> None:
-    """From one socket's send queue to the other's receive queue and back with the acknowledgement."""
-    a, b = opened_pair()
-    batch = make_batch(SMALL)
-
-    async def loop(rounds: int) -> None:
-        for _ in repeat(None, rounds):
-            a.endpoint.submit_many(batch)
-            a.settle()
-            b.settle()
-            b.endpoint.take_many(BATCH)
-            a.settle()
-
-    await measure(loop)
+    await exchange(measure, make_batch(SMALL))
 
 
 @case("rings both ends 64 KiB", operations=LARGE_BATCH)
 async def exchange_large(measure: Measure) -> None:
+    await exchange(measure, make_batch(LARGE, count=LARGE_BATCH))
+
+
+async def exchange(measure: Measure, batch: list[Any]) -> None:
+    """From one socket's send queue to the other's receive queue and back with the acknowledgement."""
     a, b = opened_pair()
-    batch = make_batch(LARGE, count=LARGE_BATCH)
+    count = len(batch)
 
     async def loop(rounds: int) -> None:
         for _ in repeat(None, rounds):
             a.endpoint.submit_many(batch)
             a.settle()
             b.settle()
-            b.endpoint.take_many(LARGE_BATCH)
+            b.endpoint.take_many(count)
             a.settle()
 
     await measure(loop)

@@ -92,14 +92,12 @@ class StreamLink:
     def kick(self) -> None:
         if self._full:  # the writer task goes on when there is room
             return
-        lone = self._path.send_queue <= 1
-        now_s = trio.current_time()
-        if not lone or now_s - self._wrote_at_s >= LONE_S:
-            written = self._transmit()
-            if lone and written:
-                self._wrote_at_s = now_s
-                self._path.corked = False
-                return
+        if self._path.send_queue > 1:
+            self._transmit()
+        elif (now_s := trio.current_time()) - self._wrote_at_s >= LONE_S and self._transmit():
+            self._wrote_at_s = now_s
+            self._path.corked = False
+            return
         self._path.corked = True
         self._write_signal.set()
 

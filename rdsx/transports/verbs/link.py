@@ -93,11 +93,7 @@ class VerbsLink:
             return
         if not self._rings.blocked:
             self._transmit()
-        code = self._rings.poll()
-        if code == BROKEN:
-            self._broken()
-        elif code != EMPTY:
-            self._take_in(code)
+        self._poll_rings()
 
     def resume(self) -> None:
         self._read_signal.set()
@@ -174,11 +170,7 @@ class VerbsLink:
         while not self._silent:
             while self._path.paused:
                 await self._read_signal.wait()
-            code = rings.poll()
-            if code == BROKEN:
-                self._broken()
-            elif code != EMPTY:
-                self._take_in(code)
+            if self._poll_rings() != EMPTY:
                 batches += 1
                 if batches == TURN_BATCHES:
                     batches = 0
@@ -191,6 +183,15 @@ class VerbsLink:
                 rings.take_events()
                 armed = False
                 batches = 0
+
+    def _poll_rings(self) -> int:
+        """Take one batch of completions, if there is one; what Rings.poll() said."""
+        code = self._rings.poll()
+        if code == BROKEN:
+            self._broken()
+        elif code != EMPTY:
+            self._take_in(code)
+        return code
 
     def _take_in(self, code: int) -> None:
         """Report what poll() stopped for, and send what has become possible or due."""
