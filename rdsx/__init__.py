@@ -17,7 +17,9 @@ from rdsx.config import NodeConfig
 from rdsx.constants import *  # noqa: F403  re-exported under their kernel names
 from rdsx.engine.events import CongestionChanged, Event, PeerDown, PeerRestarted, PeerUp
 from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError, RdsError, TooManyPeersError, UnsupportedError
+from rdsx.memory import DmaBuf
 from rdsx.node import Node, open_node
+from rdsx.operations import RdmaOperation, RdmaOutcome
 from rdsx.sockets import RdsSocket
 from rdsx.statistics import ConnectionStatistics, NodeStatistics, SocketStatistics
 from rdsx.wire.info import ConnectionInfo, IbConnectionInfo, Info, MessageInfo, SocketInfo, TcpSocketInfo
@@ -37,6 +39,7 @@ __all__ = [
     "CongestionChanged",
     "ConnectionInfo",
     "ConnectionStatistics",
+    "DmaBuf",
     "Event",
     "IbConnectionInfo",
     "Info",
@@ -49,6 +52,8 @@ __all__ = [
     "PeerDown",
     "PeerRestarted",
     "PeerUp",
+    "RdmaOperation",
+    "RdmaOutcome",
     "RdsError",
     "RdsSocket",
     "SocketInfo",

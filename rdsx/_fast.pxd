@@ -11,7 +11,7 @@ cdef enum:
     EXTENSION_BYTES = 16            # its tail: the extension headers
     FRAGMENT_BYTES = 4096           # payload bytes of a fragment (RDS_FRAG_SIZE)
     MAP_BYTES = 8192                # a congestion map: one bit a port
-    COUNTERS = 44                   # len(COUNTER_NAMES)
+    COUNTERS = 47                   # len(COUNTER_NAMES)
     SCRATCH_BYTES = 262144          # one read at most
     STAGING_BYTES = 131072          # headers and small payloads of one write at most
 
@@ -25,6 +25,10 @@ cdef enum:
 cdef enum:
     PING_PORT = 0
     PROBE_PORT = 1
+
+# The extension header type, above all of the kernel's, of operations by message (wire/operation.py).
+cdef enum:
+    EXTENSION_OPERATION = 0x4F
 
 # Path.ack_due: what we owe a peer that acknowledges at our level.
 cdef enum:
@@ -78,6 +82,9 @@ cdef enum:
     C_VERBS_DOORBELLS
     C_VERBS_FRAMES_SENT
     C_VERBS_FRAMES_RECEIVED
+    C_SEND_RDMA
+    C_SEND_RDMA_ANSWERED
+    C_RECV_DROP_REFUSED
 
 # -- 1. header ------------------------------------------------------------------------------------------------------------
 
@@ -131,15 +138,17 @@ cdef class Core:
     cdef readonly uint32_t max_unacked_packets  # ACK_REQUIRED policy: messages between marks
     cdef readonly uint64_t max_unacked_bytes    # ... and bytes
     cdef readonly bint answer_pings
-    cdef public bint attention                  # one of the five lists below has something for the driver
+    cdef public bint attention                  # one of the six lists below has something for the driver
     cdef list dirty                             # Paths with something new to transmit
     cdef list woken                             # Endpoints whose waiters may go on
     cdef list resumable                         # Paths that may be read again
     cdef list remapped                          # BindTables whose congestion map changed
     cdef list finished                          # Operations with an outcome
+    cdef list used                              # (Path, rkey) of messages that came behind an operation on our memory
     cdef list paused                            # Paths not read because of the caps
     cdef bint full                              # the node's cap was passed, and half of it not yet reached again
     cdef object wall_clock                      # callable giving the time in seconds, for SO_TIMESTAMP
+    cdef public object operate                  # callable that takes operations by message, or None; see Path.take_operation
     cdef unsigned char* staging                 # headers and small payloads of the batch being written
     cdef unsigned char* scratch                 # bytes just read
     cdef object staging_view                    # memoryviews of the two, made once
@@ -200,7 +209,8 @@ cdef class Endpoint:
     cdef int account(self, int64_t delta) except -1
     cdef int wake(self) except -1
     cdef int submit_one(self, object data, object address) except -1
-    cpdef int submit_to(self, object data, Path path, uint16_t dport) except -1
+    cdef int refusal(self, Py_ssize_t length, Path path, uint16_t dport) noexcept
+    cpdef int submit_to(self, object data, Path path, uint16_t dport, uint64_t cookie=*) except -1
     cdef object pop(self)
 
 # -- 6. paths: send queue, retransmit queue, duplicate test ---------------------------------------------------------------
@@ -248,10 +258,12 @@ cdef class Path:
     cdef uint32_t unacked_packets               # counters of the ACK_REQUIRED policy
     cdef uint64_t unacked_bytes
     cdef uint32_t pongs                         # pongs in the ring
+    cdef uint32_t answers                       # answers to operations by message in the ring
     # receiving
     cdef public uint64_t next_receive           # lowest acceptable sequence
     cdef readonly uint64_t queued_bytes         # our share of core.queued_bytes
     cdef readonly bint paused                   # above a cap: the link must not read
+    cdef uint64_t refused                       # sequence of a message whose operation was refused: it is not delivered; 0: none
     # acknowledging
     cdef readonly bint header_acks              # a transport on which every peer acknowledges with h_ack and nobody probes: verbs
     cdef public bint peer_acks                  # h_ack counts, both ways: the peer is rdsx, or header_acks
@@ -269,9 +281,10 @@ cdef class Path:
     cdef int mark_dirty(self) except -1
     cdef int push(self, Endpoint owner, object payload, uint32_t length, uint16_t sport, uint16_t dport, object extensions,
                   uint8_t marks) except -1
-    cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport) except -1
+    cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport, uint64_t cookie) except -1
     cdef Sent* slot(self, uint64_t index) noexcept
     cdef int push_pong(self, uint16_t sport, uint16_t dport, object extensions, uint8_t marks) except -1
+    cdef void annotate(self, uint64_t index, Operation operation, bytes extensions) noexcept
     cdef int disown(self, Sent* slot) except -1
     cdef void free_slot(self, Sent* slot) noexcept
     cdef int release(self, Sent* slot) except -1
@@ -286,6 +299,8 @@ cdef class Path:
     cdef void acknowledged(self) noexcept
     cdef void decide_ack(self) noexcept
     cdef bint is_duplicate(self, Header* header) noexcept
+    cdef int take_operation(self, Header* header, object payload, const unsigned char* inline_payload, bint is_whole) except -1
+    cdef uint64_t take_extensions(self, Header* header) except? 0
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1
     cdef object address(self, uint16_t port)
 

@@ -74,7 +74,7 @@ class CongestionMap:
 
 @final
 class Core:
-    """What one node's sockets and paths share: counters, limits, scratch memory, and the four lists of what needs attention."""
+    """What one node's sockets and paths share: counters, limits, scratch memory, and the lists of what needs attention."""
 
     attention: bool
     queued_bytes: int
@@ -84,6 +84,9 @@ class Core:
     max_unacked_packets: int
     max_unacked_bytes: int
     answer_pings: bool
+    operate: Callable[[Path, bytes, bytes | None], bool] | None
+    """Carries out an operation by message, or takes in the answer to one: (path, extension headers, payload, None if that was too long to
+    keep). False: the next message is not delivered. WireError: the stream cannot be trusted any more."""
     def __init__(
         self,
         *,
@@ -103,6 +106,10 @@ class Core:
         """Paths that were paused at a cap and may be read again."""
     def take_finished(self) -> list[Operation]:
         """Operations that have an outcome since the last call."""
+    def conclude(self, operation: Operation, status: int) -> None:
+        """An operation by message has this outcome, unless it has one already."""
+    def take_used(self) -> list[tuple[Path, int]]:
+        """Messages that came behind an operation on memory of ours: (path, rkey)."""
     def take_remapped(self) -> list[BindTable]:
         """Bind tables whose congestion map changed."""
     def count(self, name: str, by: int = 1) -> None:
@@ -164,11 +171,16 @@ class Endpoint:
 
         `bytes` are kept by reference, anything else is copied. TypeError for data that is no buffer, OverflowError for a bad port.
         """
-    def submit_to(self, data: Buffer, path: Path, dport: int) -> int:
-        """submit() to a path that is known."""
-    def submit_operation(self, data: Buffer, path: Path, dport: int, operation: Operation) -> int:
-        """submit_to() with an operation that goes out right before the message, which carries its rkey. ValueError if the path is not over
-        verbs, or the operation was submitted before. Core.take_finished() tells that it has its outcome."""
+    def submit_to(self, data: Buffer, path: Path, dport: int, cookie: int = 0) -> int:
+        """submit() to a path that is known. `cookie`: that of registered memory, which the receiver gets with the message; 0: none."""
+    def check(self, length: int, path: Path, dport: int) -> int:
+        """What submit_to() would return for a message of this length."""
+    def submit_operation(
+        self, data: Buffer, path: Path, dport: int, operation: Operation, request: tuple[bytes, bytes] | None = None
+    ) -> int:
+        """submit_to() with an operation that goes out right before the message, which carries its rkey. `request`: (extension headers,
+        payload) of the message that asks for it; over verbs None, where a device carries it out. ValueError for one instead of the other,
+        over loopback, or if the operation was submitted before. Core.take_finished() tells that it has its outcome."""
     def submit_many(self, messages: list[tuple[Buffer, tuple[Any, ...]]], start: int = 0) -> int:
         """Queue messages from index `start`; returns the index of the first not queued, and leaves its code in `code`."""
     def cancel(self, path: Path, dport: int = -1) -> int:
@@ -226,6 +238,10 @@ class Path:
     @property
     def map_due(self) -> bool:
         """The peer is owed our congestion map."""
+    def push_answer(self, payload: bytes, extensions: Buffer) -> bool:
+        """Queue the answer to an operation by message; False if too many of them are unacknowledged."""
+    def drop_operations(self) -> None:
+        """Whoever is at the other end now takes no operations: drop those that wait, with their messages."""
     def push_control(self, sport: int, dport: int, extensions: Buffer, *, once: bool = False) -> bool:
         """Queue an empty message of no socket; False when too many are unacknowledged. `once`: not while another such one is."""
     def owe_map(self) -> None:

@@ -72,12 +72,14 @@ cdef extern from *:
 
 # Extension header types that the hot path itself acts on.
 cdef enum:
+    EXTENSION_RDMA = 2
     EXTENSION_RDMA_DEST = 3
 
 # Limits of our own.
 cdef enum:
     OVERHEAD_BYTES = 128            # what a queued message costs us besides its payload
     MAX_PONGS = 1024                # unacknowledged answers to one peer's pings and probes
+    MAX_ANSWERS = 64                # ... and to its operations by message, each of which may carry a megabyte
     ACK_EVERY_MESSAGES = 256        # to a peer that acknowledges with h_ack: acknowledge at once after so many messages
     ACK_EVERY_BYTES = 65536         # ... or bytes
 
@@ -127,6 +129,9 @@ COUNTER_NAMES = (
     "verbs_doorbells",
     "verbs_frames_sent",
     "verbs_frames_received",
+    "send_rdma",
+    "send_rdma_answered",
+    "recv_drop_refused",
 )
 
 
@@ -220,6 +225,11 @@ cdef bytes extension_field(object extensions):
     if len(field) > EXTENSION_BYTES:
         raise ValueError(f"extension headers take at most {EXTENSION_BYTES} bytes, not {len(field)}")
     return field.ljust(EXTENSION_BYTES, b"\0")
+
+
+cdef bytes cookie_field(uint64_t cookie):
+    """The extension headers of a message that brings the cookie of registered memory: rkey, and offset in its first page."""
+    return extension_field(bytes([EXTENSION_RDMA_DEST]) + (<uint32_t>cookie).to_bytes(4, "big") + (cookie >> 32).to_bytes(4, "big"))
 
 
 def pack_header(uint64_t sequence, uint64_t ack, uint32_t length, uint16_t sport, uint16_t dport, uint8_t flags=0,
@@ -433,7 +443,7 @@ cdef class CongestionMap:
 
 
 # == 4. what a node shares ================================================================================================
-# One Core for one node. The hot path never calls into Python: it notes what happened on five lists and raises `attention`;
+# One Core for one node. The hot path never calls into Python: it notes what happened on six lists and raises `attention`;
 # the driver looks after each batch. Invariant: queued_bytes is the sum over all paths, and every paused path is on `paused`.
 
 cdef class Core:
@@ -451,6 +461,7 @@ cdef class Core:
         self.resumable = []
         self.remapped = []
         self.finished = []
+        self.used = []
         self.paused = []
         self.staging = <unsigned char*>PyMem_Malloc(STAGING_BYTES)
         self.scratch = <unsigned char*>PyMem_Malloc(SCRATCH_BYTES)
@@ -504,6 +515,14 @@ cdef class Core:
     def take_finished(self):
         cdef list taken = self.finished
         self.finished = []
+        return taken
+
+    def conclude(self, Operation operation not None, int status):
+        self.finish(operation, status)
+
+    def take_used(self):
+        cdef list taken = self.used
+        self.used = []
         return taken
 
     def take_dirty(self):
@@ -770,10 +789,11 @@ cdef class Endpoint:
             return NO_ROUTE
         return self.submit_to(data, self.last_path, (<tuple>address)[1])
 
-    cpdef int submit_to(self, object data, Path path, uint16_t dport) except -1:
+    cpdef int submit_to(self, object data, Path path, uint16_t dport, uint64_t cookie=0) except -1:
         """Queue one message for `dport` at the other end of `path`, or say why not."""
         cdef object payload
         cdef Py_ssize_t length
+        cdef int code
         if self.table is None or path is None:
             raise ValueError("submit needs a bound endpoint and a path")
         if PyBytes_CheckExact(data):
@@ -783,6 +803,18 @@ cdef class Endpoint:
         else:
             payload = bytes(memoryview(data))
         length = PyBytes_GET_SIZE(payload)
+        code = self.refusal(length, path, dport)
+        if code != SENT:
+            return code
+        self.sent_messages += 1
+        if path.local:
+            path.deliver_local(payload, <uint32_t>length, self.port, dport, cookie)
+        else:
+            path.push(self, payload, <uint32_t>length, self.port, dport, cookie_field(cookie) if cookie else None, 0)
+        return SENT
+
+    cdef int refusal(self, Py_ssize_t length, Path path, uint16_t dport) noexcept:
+        """Why a message of this length cannot be queued now; SENT if it can."""
         if length > self.send_limit or length > self.table.core.max_message_bytes:
             return TOO_LONG
         if path.foreign.has(dport):
@@ -790,30 +822,34 @@ cdef class Endpoint:
         if self.sent_bytes >= self.send_limit:
             self.table.core.counters[C_SEND_QUEUE_FULL] += 1
             return FULL
-        self.sent_messages += 1
-        if path.local:
-            path.deliver_local(payload, <uint32_t>length, self.port, dport)
-        else:
-            path.push(self, payload, <uint32_t>length, self.port, dport, None, 0)
         return SENT
 
-    def submit_operation(self, data, Path path not None, uint16_t dport, Operation operation not None):
+    def check(self, Py_ssize_t length, Path path not None, uint16_t dport):
+        return self.refusal(length, path, dport)
+
+    def submit_operation(self, data, Path path not None, uint16_t dport, Operation operation not None, request=None):
         """submit_to() with an operation that goes out right before the message."""
         cdef int code
-        cdef Sent* slot
-        if not path.header_acks:
-            raise ValueError("only a path over verbs takes operations")
+        cdef bytes extensions, payload
+        if path.local or path.header_acks != (request is None):
+            raise ValueError("a path over verbs takes operations, one over a stream takes operations with a request")
         if operation.submitted:
             raise ValueError("an operation is submitted once")
-        code = self.submit_to(data, path, dport)
-        if code == SENT:
-            slot = path.slot(path.tail - 1)
-            Py_INCREF(operation)
-            slot.operation = <PyObject*>operation
-            Py_INCREF(operation.extensions)
-            slot.extensions = <PyObject*>operation.extensions
-            operation.submitted = True
-        return code
+        if not isinstance(data, bytes):
+            data = bytes(memoryview(data))
+        code = self.refusal(len(<bytes>data), path, dport)
+        if code != SENT:
+            return code
+        if request is not None:
+            extensions, payload = request
+            path.push(self, payload, <uint32_t>len(payload), self.port, dport, None, 0)
+            path.annotate(path.tail - 1, operation, extension_field(extensions))
+        path.push(self, data, <uint32_t>len(<bytes>data), self.port, dport, None, 0)
+        path.annotate(path.tail - 1, operation, operation.extensions)
+        operation.submitted = True
+        self.sent_messages += 1
+        self.table.core.counters[C_SEND_RDMA] += 1
+        return SENT
 
     def submit(self, data, address):
         return self.submit_one(data, address)
@@ -874,6 +910,7 @@ cdef enum:
     MARK_PONG = 1                   # counted in path.pongs
     MARK_ANNOUNCEMENT = 2           # the unsolicited probe pong: one in the ring is enough
     MARK_CANCELLED = 4              # not to be sent again: cancelled while half written, or meant for a peer's former life
+    MARK_ANSWER = 8                 # counted in path.answers
 
 cdef class Path:
     def __cinit__(self, BindTable table not None, str host not None, CongestionMap foreign not None, *, uint64_t first_sequence=1,
@@ -968,6 +1005,33 @@ cdef class Path:
         self.core.counters[C_SEND_PONG] += 1
         return 1
 
+    cdef void annotate(self, uint64_t index, Operation operation, bytes extensions) noexcept:
+        """Give the message at `index`, just queued, its extension headers, and the operation that it goes with."""
+        cdef Sent* slot = self.slot(index)
+        Py_INCREF(extensions)
+        slot.extensions = <PyObject*>extensions
+        if operation is not None:
+            Py_INCREF(operation)
+            slot.operation = <PyObject*>operation
+
+    def push_answer(self, bytes payload not None, extensions):
+        """Queue the answer to an operation by message; False if the peer has been sent so many that it never acknowledged."""
+        if self.answers >= MAX_ANSWERS:
+            return False
+        self.answers += 1
+        self.push(None, payload, <uint32_t>len(payload), 0, PING_PORT, extension_field(extensions), MARK_ANSWER)
+        self.core.counters[C_SEND_RDMA_ANSWERED] += 1
+        return True
+
+    def drop_operations(self):
+        """Whoever is there now takes no operations: those that wait, and their messages, are dropped."""
+        cdef uint64_t index = self.head
+        while index != self.tail:
+            if self.slot(index).operation != NULL:
+                self.slot(index).marks |= MARK_CANCELLED
+            index += 1
+        self.remove(None, -1, MARK_CANCELLED)
+
     cdef int disown(self, Sent* slot) except -1:
         """Take a slot off its socket's account."""
         cdef Endpoint owner
@@ -984,8 +1048,11 @@ cdef class Path:
         return 0
 
     cdef void free_slot(self, Sent* slot) noexcept:
-        if slot.marks & MARK_PONG:
-            self.pongs -= 1
+        if slot.marks & (MARK_PONG | MARK_ANSWER):
+            if slot.marks & MARK_PONG:
+                self.pongs -= 1
+            else:
+                self.answers -= 1
         if slot.payload != NULL:
             Py_DECREF(<object>slot.payload)
             slot.payload = NULL
@@ -1262,12 +1329,33 @@ cdef class Path:
         """The kernel's test: lower and flagged. An rdsx peer never goes back, flagged or not."""
         return header.sequence < self.next_receive and (header.flags & FLAG_RETRANSMITTED or (self.peer_acks and not self.peer_is_kernel))
 
+    cdef int take_operation(self, Header* header, object payload, const unsigned char* inline_payload, bint is_whole) except -1:
+        """An operation by message, or the answer to one. Python carries it out, here and now, which nothing else may: what follows must find
+        it done, and the very next message is not delivered if it was refused. A payload that was too long to keep is None."""
+        if header.extensions[0] != EXTENSION_OPERATION or self.core.operate is None:
+            return 0
+        if payload is None and is_whole:
+            payload = PyBytes_FromStringAndSize(<const char*>inline_payload, header.length)
+        if not self.core.operate(self, PyBytes_FromStringAndSize(<const char*>header.extensions, EXTENSION_BYTES), payload):
+            self.refused = header.sequence + 1
+        return 0
+
+    cdef uint64_t take_extensions(self, Header* header) except? 0:
+        """What comes with a message: returns the cookie of the sender's memory, and notes that memory of ours was used."""
+        cdef int at = find_extension(header.extensions, EXTENSION_RDMA)
+        if has_unknown_extension(header.extensions):
+            self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
+        if at >= 0:
+            self.core.used.append((self, load32(header.extensions + at)))
+            self.core.attention = True
+        at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
+        return 0 if at < 0 else load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32
+
     cdef int dispatch(self, Header* header, object payload, const unsigned char* inline_payload) except -1:
         """Deliver a numbered message that is not a duplicate. The payload is `payload`, or `header.length` bytes at
         `inline_payload`. Returns 1 when it is a probe that the engine must see."""
         cdef Endpoint endpoint
         cdef uint64_t cookie = 0
-        cdef int at
         self.next_receive = header.sequence + 1
         self.unacked_received += 1
         self.unacked_received_bytes += header.length
@@ -1276,7 +1364,7 @@ cdef class Path:
             self.ack_due = ACK_NOW
         if header.dport == PING_PORT and self.core.answer_pings:
             if header.sport == PING_PORT:
-                return 0
+                return self.take_operation(header, payload, inline_payload, True)
             self.core.counters[C_RECV_PING] += 1
             if header.sport == PROBE_PORT:
                 return 1
@@ -1285,22 +1373,23 @@ cdef class Path:
             return 0
         if header.dport == PROBE_PORT and header.sport == PING_PORT:
             return 1
+        if header.extensions[0] != 0:
+            if header.extensions[0] == EXTENSION_OPERATION:
+                return self.take_operation(header, payload, inline_payload, True)
+            cookie = self.take_extensions(header)
+            if self.refused and header.sequence == self.refused:
+                self.core.counters[C_RECV_DROP_REFUSED] += 1
+                return 0
         endpoint = self.table.lookup(header.dport)
         if endpoint is None:
             self.core.counters[C_RECV_DROP_NO_SOCK] += 1
             return 0
-        if header.extensions[0] != 0:
-            if has_unknown_extension(header.extensions):
-                self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
-            at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
-            if at >= 0:
-                cookie = load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32
         if payload is None:
             payload = PyBytes_FromStringAndSize(<const char*>inline_payload, header.length)
         endpoint.append(payload, self, header.sport, cookie)
         return 0
 
-    cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport) except -1:
+    cdef int deliver_local(self, object payload, uint32_t length, uint16_t sport, uint16_t dport, uint64_t cookie) except -1:
         """Loopback: queue at the receiver now; there is nothing to acknowledge."""
         cdef BindTable table = self.peer_table
         cdef Endpoint endpoint
@@ -1320,7 +1409,7 @@ cdef class Path:
         if self.way_back is None:
             self.way_back = table.routes[self.table.host]
         self.way_back.next_receive = self.next_sequence
-        endpoint.append(payload, self.way_back, sport, 0)
+        endpoint.append(payload, self.way_back, sport, cookie)
         return 0
 
 

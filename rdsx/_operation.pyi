@@ -3,7 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, final
 
+from typing_extensions import Buffer
+
 KINDS: tuple[str, ...]
+
+def address_of(memory: Buffer) -> int:
+    """Where the bytes of a contiguous buffer are; 0 if there are none. They stay there as long as a memoryview of it exists."""
 
 @final
 class Operation:

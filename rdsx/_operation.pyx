@@ -4,7 +4,7 @@ An `Operation` knows what a device must be told and what became of it, and no de
 second; its lease is held until then, so memory stays where it is while a device may touch it; once posted it is never posted again.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 KINDS = ("read", "write", "compare_and_swap", "fetch_and_add")
 
@@ -14,6 +14,10 @@ cdef enum:
     EXTENSION_RDMA = 2
     EXTENSION_BYTES = 16
     MAX_OPERATION_BYTES = 1048576   # RDS_MAX_MSG_SIZE holds for operations, too
+
+
+def address_of(const unsigned char[::1] memory not None):
+    return <uintptr_t>&memory[0] if memory.shape[0] else 0
 
 
 cdef class Operation:

@@ -297,7 +297,8 @@ cdef class StreamReader:
         else:
             unwanted = self.is_unwanted(header)
             unwanted = unwanted or self.path.is_duplicate(header) or (
-                header.dport > PROBE_PORT and self.path.table.lookup(header.dport) is None)
+                header.dport > PROBE_PORT and self.path.table.lookup(header.dport) is None
+                and header.extensions[0] != EXTENSION_OPERATION)
         if unwanted:
             self.skip = header.length
             return 0
@@ -324,7 +325,7 @@ cdef class StreamReader:
         path.unacked_received += 1
         if header.length <= path.core.max_message_bytes:
             path.core.counters[C_RECV_DROP_NO_SOCK] += 1
-        return 0
+        return path.take_operation(header, None, NULL, False)
 
     cdef int take_frame(self, Header* header, const unsigned char* payload, object whole) except -1:
         """One whole frame: a map, a pure ack or a message."""

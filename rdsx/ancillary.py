@@ -225,8 +225,17 @@ OPERATIONS: dict[int, type[Control]] = {kind.kind: kind for kind in (RdmaArgs, F
 COOKIES: dict[int, type[Control]] = {kind.kind: kind for kind in (RdmaDest, GetMrArgs, ZcopyCookie)}
 
 
+def sent_cookie(ancdata: Iterable[tuple[int, int, Buffer]]) -> int:
+    """The cookie in RDS_CMSG_RDMA_DEST, if that is all there is; 0 without control messages. Otherwise as check_send()."""
+    controls = [(kind, data) for level, kind, data in ancdata if level == c.SOL_RDS]
+    if [kind for kind, _ in controls] == [c.RDS_CMSG_RDMA_DEST] and (cookie := RdmaDest.unpack(controls[0][1]).cookie):
+        return cookie
+    check_send((c.SOL_RDS, kind, data) for kind, data in controls)
+    return 0
+
+
 def check_send(ancdata: Iterable[tuple[int, int, Buffer]]) -> None:
-    """Refuse what cannot be sent without RDMA, with the errnos of the kernel in its order: sizes, kinds and combinations, contents,
+    """Refuse what only the kernel takes as control messages, with its errnos in its order: sizes, kinds and combinations, contents,
     and only then EOPNOTSUPP. Levels other than SOL_RDS are ignored, as the kernel does.
     """
     controls = [(kind, bytes(data)) for level, kind, data in ancdata if level == c.SOL_RDS]
@@ -238,7 +247,8 @@ def check_send(ancdata: Iterable[tuple[int, int, Buffer]]) -> None:
         raise OSError(errno.EMSGSIZE, f"RDMA of {remote_bytes} bytes: one message's operations move at most {c.RDS_MAX_MSG_SIZE}")
     check_kinds(controls)
     check_contents(controls)
-    raise OSError(errno.EOPNOTSUPP, f"control message {controls[0][0]}: only transport='kernel' on rds_rdma has RDMA")
+    remedy = "use rdma_read(), rdma_write(), compare_and_swap() or fetch_and_add()"
+    raise OSError(errno.EOPNOTSUPP, f"control message {controls[0][0]}: only transport='kernel' follows addresses in memory; {remedy}")
 
 
 def check_kinds(controls: list[tuple[int, bytes]]) -> None:
@@ -258,7 +268,7 @@ def check_kinds(controls: list[tuple[int, bytes]]) -> None:
 
 
 def check_contents(controls: list[tuple[int, bytes]]) -> None:
-    """Each structure, in the order given. Nothing can be registered here, so no cookie that is sent along can be a valid one."""
+    """Each structure, in the order given. The one cookie that may be sent has gone another way: sent_cookie()."""
     seen: set[str] = set()
     for kind, data in controls:
         structure = (OPERATIONS.get(kind) or COOKIES[kind]).unpack(data)
@@ -269,8 +279,8 @@ def check_contents(controls: list[tuple[int, bytes]]) -> None:
         if isinstance(structure, ZcopyCookie):
             raise OSError(errno.EINVAL, f"{structure}: MSG_ZEROCOPY is not there and not needed: bytes are sent uncopied anyway")
         if isinstance(structure, RdmaDest):
-            raise OSError(errno.EINVAL, f"{structure} names no memory registered by this socket; only transport='kernel' registers any")
+            raise OSError(errno.EINVAL, f"{structure} names no memory that this socket has registered with get_mr()")
         if isinstance(structure, GetMrArgs):
-            raise OSError(errno.EOPNOTSUPP, f"{structure}: only transport='kernel' on rds_rdma registers memory")
+            raise OSError(errno.EOPNOTSUPP, f"{structure}: only transport='kernel' follows addresses in memory; use get_mr()")
         if isinstance(structure, Atomic) and structure.local_address % 8:
             raise OSError(errno.EFAULT, f"{structure}: local_address must be a multiple of 8")

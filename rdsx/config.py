@@ -28,6 +28,7 @@ RANGES = {
     "keepalive_probes": (1, 127),
     "send_ring_slots": (4, 32768),
     "receive_ring_slots": (4, 32768),
+    "idle_registration_bytes": (0, 2**40),
     "sequence_base": (1, 2**63),
     "seed": (-(2**63), 2**64),
 }
@@ -115,6 +116,9 @@ class NodeConfig:
 
     receive_ring_slots: int = 1024
     """RDMA: receives that are posted for each peer, 4,160 bytes each, locked in memory (net.rds.ib.max_recv_wr). As above."""
+
+    idle_registration_bytes: int = 67108864
+    """Memory that stays registered after `free_mr(invalidate=False)`, for whoever registers it again; what was freed first goes first."""
 
     yield_interval_s: float = 0.001
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""

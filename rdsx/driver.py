@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from itertools import cycle
 from math import inf
 
@@ -28,6 +29,7 @@ from rdsx.engine.events import Event
 from rdsx.engine_socket import EngineSocket
 from rdsx.errors import TooManyPeersError
 from rdsx.lot import Lot
+from rdsx.one_sided import OneSided
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
 from rdsx.supervisor import Supervisor
@@ -53,6 +55,7 @@ class Driver(Stack[EngineSocket]):
     """
 
     supervisor_type: type[Supervisor] = Supervisor
+    one_sided_type: type[OneSided] = OneSided
 
     def __init__(self, hosts: list[Host], network: Network | None, config: NodeConfig) -> None:
         super().__init__(hosts, config)
@@ -84,6 +87,9 @@ class Driver(Stack[EngineSocket]):
         self._owing_signal = Signal()
         self._nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
+        self.heard = Lot()  # for those who wait for a peer to speak
+        self._awaited: Counter[Path] = Counter()  # ... and whose
+        self.one_sided = self.one_sided_type(self)
 
     @property
     def transport_name(self) -> str:
@@ -157,6 +163,7 @@ class Driver(Stack[EngineSocket]):
             for path in core.take_dirty():
                 if path.supervisor is not None:
                     path.supervisor.kick()
+            self.one_sided.attend()
             for endpoint in core.take_woken():
                 if endpoint.owner is not None:  # not closed meanwhile
                     endpoint.owner._wake()
@@ -188,8 +195,23 @@ class Driver(Stack[EngineSocket]):
         return self._congested.setdefault(path.foreign, {}).setdefault(port, Lot())
 
     def is_awaited(self, path: Path) -> bool:
-        """Whether somebody waits for congestion to end at the other end of `path`."""
-        return any(self._congested.get(path.foreign, {}).values())
+        """Whether somebody waits for the other end of `path` to say that congestion has ended, or anything at all."""
+        return path in self._awaited or any(self._congested.get(path.foreign, {}).values())
+
+    @contextlib.contextmanager
+    def awaiting(self, path: Path) -> Iterator[None]:
+        """While in the block, somebody waits for the peer at the other end of `path` to speak; `heard` tells when one has."""
+        self._awaited[path] += 1
+        try:
+            yield
+        finally:
+            self._awaited[path] -= 1
+            if not self._awaited[path]:
+                del self._awaited[path]
+
+    def draw(self, below: int) -> int:
+        """A random number."""
+        return self._random.randrange(below)
 
     def map_changed(self, congestion: CongestionMap, freed: int) -> None:
         """Wake those who wait for ports that are free now, and tell the sockets that monitor congestion."""
@@ -203,6 +225,7 @@ class Driver(Stack[EngineSocket]):
     def forget_socket(self, sock: EngineSocket) -> None:
         super().forget_socket(sock)
         self.monitors.pop(sock, None)
+        self.one_sided.forget_socket(sock)
 
     # -- for supervisors
 
@@ -229,7 +252,7 @@ class Driver(Stack[EngineSocket]):
                 del self._subscribers[channel]
 
     def reset_connection(self, peer: str) -> bool:
-        return any([supervisor.reset() for (_, remote), supervisor in self._supervisors.items() if remote == peer])
+        return any([supervisor.drop("reset_by_user") for (_, remote), supervisor in self._supervisors.items() if remote == peer])
 
     # -- paths
 
@@ -407,6 +430,7 @@ class Driver(Stack[EngineSocket]):
         self.closed = True
         for sock in list(self.sockets):
             sock.close()
+        self.one_sided.close()
         for _, stream in self._refused:
             stream.close()
         for channel in self._subscribers:
@@ -416,3 +440,5 @@ class Driver(Stack[EngineSocket]):
             for path in table.routes.values():
                 path.clear()
             table.routes.clear()
+        self.heard.unpark_all()
+        self.one_sided.attend()

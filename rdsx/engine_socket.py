@@ -19,6 +19,9 @@ from rdsx._fast import Endpoint, Path
 from rdsx.addresses import Host, SockAddr, parse_sockaddr, resolve_sockaddr
 from rdsx.errors import CongestedError, MessageTooLongError
 from rdsx.lot import Lot
+from rdsx.memory import DmaBuf, Lease
+from rdsx.one_sided import Task
+from rdsx.operations import RdmaOperation
 from rdsx.sockets import ControlMessage, RdsSocket, check_size, check_tos, numeric_sockaddr
 from rdsx.statistics import SocketStatistics
 
@@ -145,7 +148,10 @@ class EngineSocket(RdsSocket):
         destination = self._destination() if address is None else address
         data = b"".join(buffers)
         self._check_bound()
-        ancillary.check_send(ancdata)
+        cookie = ancillary.sent_cookie(ancdata)
+        if cookie:
+            self._driver.one_sided.regions.find(self, cookie)
+            return await self._send_cookie(data, destination, cookie, flags)
         if flags & MSG_DONTWAIT:
             if self._pace.due():
                 await self._driver.pause()
@@ -154,6 +160,21 @@ class EngineSocket(RdsSocket):
             except trio.WouldBlock:
                 raise BlockingIOError(errno.EAGAIN, "the send queue is full") from None
         return await self.sendto(data, destination)
+
+    async def _send_cookie(self, data: bytes, address: SockAddr, cookie: int, flags: int) -> int:
+        """sendmsg() of a message that brings the cookie of registered memory."""
+        if self._pace.due():
+            await self._driver.pause()
+        code = self._endpoint.submit_to(data, *await self._path_to(address), cookie)
+        if flags & MSG_DONTWAIT:
+            try:
+                self._raise_for(code, data, address)
+            except trio.WouldBlock:
+                raise BlockingIOError(errno.EAGAIN, "the send queue is full") from None
+        elif code != SENT:
+            await self._send_slowly(data, address, code, cookie)
+        self._driver.attend()
+        return len(data)
 
     async def wait_writable(self, address: SockAddr | None = None) -> None:
         if self._pace.due():
@@ -337,6 +358,25 @@ class EngineSocket(RdsSocket):
         self._driver.forget_socket(self)
         self._driver.attend()
 
+    # -- memory and operations
+
+    async def get_mr(self, buffer: Buffer | DmaBuf, destination: SockAddr | None = None, *, use_once: bool = False) -> int:
+        if self._pace.due():
+            await self._driver.pause()
+        self._check_bound()
+        return await self._driver.one_sided.get_mr(self, buffer, destination, use_once=use_once)
+
+    def free_mr(self, cookie: int, *, invalidate: bool = True) -> None:
+        self._check_open()
+        self._driver.one_sided.free_mr(self, cookie, invalidate=invalidate)
+
+    async def _start(
+        self, handle: RdmaOperation, lease: Lease, offset: int, message: Buffer, operands: tuple[int, ...], *, fence: bool
+    ) -> None:
+        if self._pace.due():
+            await self._driver.pause()
+        await self._driver.one_sided.carry_out(Task(self, handle, lease, offset, operands, fence=fence), message, handle.address)
+
     # -- helpers
 
     def _submit(self, data: Buffer, address: SockAddr) -> int:
@@ -382,27 +422,37 @@ class EngineSocket(RdsSocket):
         remedy = f"setsockopt(SOL_SOCKET, SO_SNDBUF, {length}) allows it" if length <= limit else "cut it into smaller messages"
         raise MessageTooLongError(f"{length} bytes; this socket sends at most {min(limit, self._endpoint.send_limit)}; {remedy}")
 
-    async def _send_slowly(self, data: Buffer, address: SockAddr, code: int) -> None:
+    async def _path_to(self, address: SockAddr) -> tuple[Path, int]:
+        """The path to a peer, and the port there."""
+        parsed = await resolve_sockaddr(address)
+        self._check_bound()
+        return self._route(parsed, address)
+
+    async def _wait_after(self, code: int, data: Buffer, path: Path, port: int, address: SockAddr) -> None:
+        """Wait for what a message needs that was not queued: its port to be free, or room. Raises for what no waiting helps."""
+        if code == CONGESTED:
+            self._core.count("cong_send_blocked")
+            await self._park_congested(path, port)
+        elif code == FULL:
+            with options.time_limit(self.options.send_timeout_s):
+                while self._endpoint.sent_bytes >= self._endpoint.send_limit and not self._closed:
+                    await self._park_sender()
+        else:
+            self._raise_for(code, data, address)
+        self._check_open()
+
+    async def _send_slowly(self, data: Buffer, address: SockAddr, code: int, cookie: int = 0) -> None:
         """A message that was not simply queued: make a route, or wait for what it needs.
 
         The path is looked up again after each wait: the driver forgets peers that never spoke and that nobody waits for.
         """
         parsed: tuple[Host, int] | None = None
         while code != SENT:
-            if code == CONGESTED:
-                self._core.count("cong_send_blocked")
-                parsed = parsed or await resolve_sockaddr(address)
-                await self._park_congested(*self._route(parsed, address))
-            elif code == FULL:
-                with options.time_limit(self.options.send_timeout_s):
-                    while self._endpoint.sent_bytes >= self._endpoint.send_limit and not self._closed:
-                        await self._park_sender()
-            elif code == NO_ROUTE:
-                parsed = await resolve_sockaddr(address)
-            else:
-                self._raise_for(code, data, address)
+            parsed = parsed or await resolve_sockaddr(address)
             self._check_open()
-            code = self._submit(data, address) if parsed is None else self._endpoint.submit_to(data, *self._route(parsed, address))
+            if code != NO_ROUTE:
+                await self._wait_after(code, data, *self._route(parsed, address), address)
+            code = self._endpoint.submit_to(data, *self._route(parsed, address), cookie)
         if self._core.attention:
             self._driver.attend()
 

@@ -207,15 +207,15 @@ def refuse_registration(sock: EngineSocket, packed: bytes, size: int, structure:
     if len(packed) != size:
         raise OSError(errno.EINVAL, f"the option takes {structure}(…).pack(), exactly {size} bytes, not {len(packed)}")
     sock._check_bound()
-    raise OSError(errno.EOPNOTSUPP, f"{sock._driver.transport_name!r} registers no memory; transport='kernel' does, on rds_rdma")
+    raise OSError(errno.EOPNOTSUPP, f"option of {structure}: only transport='kernel' follows addresses in memory; use get_mr()")
 
 
 def set_free_mr(sock: EngineSocket, value: int | Buffer) -> None:
     packed = octets(value)
     if len(packed) != FreeMrArgs.layout.size:
         raise OSError(errno.EINVAL, f"the option takes rdsx.ancillary.FreeMrArgs(…).pack(), exactly 16 bytes, not {len(packed)}")
-    cookie = FreeMrArgs.unpack(packed).cookie
-    raise OSError(errno.EINVAL, f"cookie {cookie:#x} names no registered memory; {sock._driver.transport_name!r} registers none")
+    args = FreeMrArgs.unpack(packed)
+    sock.free_mr(args.cookie, invalidate=bool(args.flags & c.RDS_RDMA_INVALIDATE))
 
 
 SETTERS: dict[tuple[int, int], Callable[[EngineSocket, int | Buffer], None]] = {

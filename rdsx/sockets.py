@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from rdsx._operation import address_of
 from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_sockaddr
 from rdsx.errors import NotBoundError
+from rdsx.memory import ATOMIC, DmaBuf, Lease
+from rdsx.operations import RdmaOperation
 from rdsx.statistics import SocketStatistics
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlMessage", "RdsSocket", "check_size", "check_tos", "numeric_sockaddr"]
 
 ControlMessage = tuple[int, int, bytes]
+ALL_BITS = 2**64 - 1
 
 
 class RdsSocket(ABC):
@@ -233,6 +237,108 @@ class RdsSocket(ABC):
         is cut, and msg_flags has MSG_TRUNC, with or without it.
         """
 
+    # -- memory and RDMA operations
+
+    @abstractmethod
+    async def get_mr(self, buffer: Buffer | DmaBuf, destination: SockAddr | None = None, *, use_once: bool = False) -> int:
+        """Register memory for peers to read and write; returns its cookie, a 64-bit number for them (RDS_GET_MR).
+
+        Send the cookie to whom you trust with the memory, in a message's data or beside it (`rdsx.ancillary.RdmaDest(cookie).control()`,
+        which arrives as such in `recvmsg()`). `buffer`: any writable contiguous buffer, such as a bytearray, an mmap or a NumPy array,
+        of 1 to 2**32 - 1 bytes; it cannot be resized or closed while it is registered. Or a `rdsx.DmaBuf`. `destination`: waits for the
+        connection to that peer, and registers the memory where it ends; needed on the kernel's stack, and where an address is
+        on several devices. `use_once`: the first message that comes behind an operation on the memory frees it (RDS_RDMA_USE_ONCE).
+        Cancelled: nothing is registered. Closing the socket frees all that it has registered.
+
+        Raises OSError: ENOTCONN (not bound), EINVAL (no bytes, or too many), ENODEV (no device has our address), ENOMEM (more than may be
+        locked), EOPNOTSUPP (a kernel without rds_rdma, or a device that takes no dma-buf); TypeError for a buffer that is read-only or
+        not contiguous.
+        """
+
+    @abstractmethod
+    def free_mr(self, cookie: int, *, invalidate: bool = True) -> None:
+        """Take memory back from peers (RDS_FREE_MR). An operation that comes later is a remote error for its asker, and over verbs costs
+        the connection. `invalidate` False: it may stay registered, under the same cookie, for whoever registers it again
+        (`NodeConfig.idle_registration_bytes`), and its buffer stays as it is so long. OSError EINVAL: not a cookie of this socket."""
+
+    async def rdma_write(
+        self, source: Buffer, cookie: int, address: SockAddr, *, offset: int = 0, message: Buffer = b"", fence: bool = False
+    ) -> RdmaOperation:
+        """Write all of `source` into a peer's memory, `offset` bytes from the start of what `cookie` names, then send `message` there.
+
+        Returns when both are queued; `await operation.wait()` tells the outcome. The write is done before the message is delivered. Until
+        the outcome, the memory of `source` is read where it is, and must not change. Waits as `sendto()` does, and until the peer has
+        been reached once. Cancelled: nothing was queued. An operation is never repeated: if the connection is lost meanwhile, it and its
+        message are dropped (`RdmaOutcome.DROPPED`).
+
+        Raises as `sendto()`, and: ValueError (no bytes, or more than 1 MiB), OSError EOPNOTSUPP (the peer is a kernel over TCP).
+        """
+        return await self._operate("write", Lease(source, writable=False), cookie, address, offset, message, fence=fence)
+
+    async def rdma_read(
+        self, target: Buffer, cookie: int, address: SockAddr, *, offset: int = 0, message: Buffer = b"", fence: bool = False
+    ) -> RdmaOperation:
+        """Fill `target` from a peer's memory, then send `message` there; see `rdma_write()`. TypeError for a buffer that is read-only.
+
+        `target` has the bytes once the outcome is SUCCESS. `fence`: the message waits for the read to be done; otherwise it may overtake
+        it, and a peer that is told so may change the memory too early.
+        """
+        return await self._operate("read", Lease(target, writable=True), cookie, address, offset, message, fence=fence)
+
+    async def compare_and_swap(
+        self,
+        compare: int,
+        swap: int,
+        cookie: int,
+        address: SockAddr,
+        *,
+        offset: int = 0,
+        message: Buffer = b"",
+        compare_mask: int = ALL_BITS,
+        swap_mask: int = ALL_BITS,
+    ) -> RdmaOperation:
+        """If 8 bytes of a peer's memory, a number in its byte order, are `compare`, make them `swap`; see `rdma_write()`.
+
+        `operation.old_value` is what was found, swapped or not. With masks only the bits of `compare_mask` are compared, and those of
+        `swap_mask` replaced. The 8 bytes must be aligned (ValueError, or a remote error). No device can do masked ones through today's
+        verbs: EOPNOTSUPP there; a kernel's device may.
+        """
+        operands = tuple(check_operand(one) for one in (compare, swap, compare_mask, swap_mask))
+        return await self._operate("compare_and_swap", Lease(aligned(), writable=True), cookie, address, offset, message, operands)
+
+    async def fetch_and_add(
+        self, add: int, cookie: int, address: SockAddr, *, offset: int = 0, message: Buffer = b"", nocarry_mask: int = 0
+    ) -> RdmaOperation:
+        """Add to 8 bytes of a peer's memory, modulo 2**64; see `compare_and_swap()`. Bits set in `nocarry_mask` are the topmost ones of
+        numbers of their own, and carry nothing to the next."""
+        operands = tuple(check_operand(one) for one in (add, nocarry_mask))
+        return await self._operate("fetch_and_add", Lease(aligned(), writable=True), cookie, address, offset, message, operands)
+
+    async def _operate(
+        self,
+        kind: str,
+        lease: Lease,
+        cookie: int,
+        address: SockAddr,
+        offset: int,
+        message: Buffer,
+        operands: tuple[int, ...] = (),
+        *,
+        fence: bool = False,
+    ) -> RdmaOperation:
+        self._check_bound()
+        if not 0 <= cookie < 2**64 or not 0 <= offset < 2**32:
+            raise ValueError(f"cookie {cookie!r} with offset {offset!r}: a cookie is what a peer's get_mr() gave, an offset below 2**32")
+        handle = RdmaOperation(kind, address, cookie, lease.length)
+        await self._start(handle, lease, offset, message, operands, fence=fence)
+        return handle
+
+    @abstractmethod
+    async def _start(
+        self, handle: RdmaOperation, lease: Lease, offset: int, message: Buffer, operands: tuple[int, ...], *, fence: bool
+    ) -> None:
+        """Queue an operation and its message; conclude the handle later, once."""
+
     def __aiter__(self) -> Self:
         """`async for data, address in sock`: datagrams until the socket is closed."""
         return self
@@ -304,6 +410,21 @@ def numeric_sockaddr(address: SockAddr) -> tuple[Host, int]:
         return parse_sockaddr(address)
     except ValueError as error:
         raise ValueError(f"{error}; give a numeric address: only calls that may wait look names up") from None
+
+
+def aligned() -> memoryview:
+    """Memory for the old value of an atomic, as devices want it."""
+    spare = bytearray(2 * ATOMIC.size)
+    at = -address_of(memoryview(spare)) % ATOMIC.size
+    return memoryview(spare)[at : at + ATOMIC.size]
+
+
+def check_operand(value: int) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"an atomic works on ints, not {value!r}")
+    if not 0 <= value <= ALL_BITS:
+        raise ValueError(f"an atomic works on numbers of 64 bits, 0 to 2**64 - 1, not {value}")
+    return value
 
 
 def check_size(name: str, value: int, at_least: int = 0) -> None:

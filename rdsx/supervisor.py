@@ -135,6 +135,7 @@ class Supervisor:
         finally:
             self.link = None
             self._link_ended.set()
+            self._driver.one_sided.link_ended(connection.path)
         await trio.lowlevel.checkpoint_if_cancelled()  # the node has closed meanwhile: there is nobody left to tell
         if connection.state is State.UP and not self._finishing:
             connection.dropped()
@@ -208,18 +209,19 @@ class Supervisor:
             self.link.finish(drain_s)
             await self._link_ended.wait()
 
-    def reset(self) -> bool:
-        """Drop the link for the user; False if there is none, or it is being dropped already."""
+    def drop(self, reason: str) -> bool:
+        """Drop the link for this reason; False if there is none, or it is being dropped already."""
         if self.link is None or self.connection.state is not State.UP:
             return False
         self.connection.dropped()
-        self.link.drop("reset_by_user", self._driver.config.supersede_drain_s)
+        self.link.drop(reason, self._driver.config.supersede_drain_s)
         return True
 
     # -- LinkOwner
 
     def heard_hello(self, extensions: bytes, ack: int) -> None:
         self.connection.heard_hello(extensions, ack)
+        self._driver.heard.unpark_all()
         log.info("%s -> %s: peer is %s", self.connection.local, self.connection.peer, self.connection.kind)
 
     def heard_probe(self, extensions: bytes, sport: int) -> None:

@@ -511,8 +511,8 @@ def check_map(frame: Frame, *, is_first: bool) -> None:
     check((frame.sequence, frame.length, frame.sport, frame.dport) == (0, MAP_BYTES, 0, 0), "a map has no number, no ports, and 8192 bytes")
     check(frame.payload[0] & 3 == 0, "ports 0 and 1 are never congested")
     if is_first:
-        magic, version, reserved, generation, rest = struct.unpack(">BBHI8s", frame.extensions)
-        check((magic, version, reserved, rest) == (0x52, 1, 0, bytes(8)) and generation, f"hello {frame.extensions.hex(' ')}")
+        magic, version, features, generation, rest = struct.unpack(">BBBxI8s", frame.extensions)
+        check((magic, version, features, rest) == (0x52, 1, 1, bytes(8)) and generation, f"hello {frame.extensions.hex(' ')}")
     else:
         check(frame.extensions == NO_EXTENSIONS, "extension headers on a later map")
 

@@ -54,6 +54,7 @@ class Connection:
         self.heard = False  # the peer has spoken on the current link
         self.kind: str | None = None  # "rdsx" or "kernel", as of the last link
         self.peer_generation: int | None = None
+        self.takes_operations = False  # the peer carries out operations by message
         self.links = 0  # links that carried at least the peer's first byte
         self._generation = generation
         self._emit = emit
@@ -126,6 +127,9 @@ class Connection:
         self.links += 1
         hello = parse_hello_untrusted(extensions)
         before, self.kind = self.kind, "kernel" if hello is None else "rdsx"
+        self.takes_operations = hello is not None and hello.takes_operations
+        if not self.takes_operations and not self.path.header_acks:
+            self.path.drop_operations()
         self.path.peer_acks = hello is not None or self.path.header_acks
         self.path.peer_is_kernel = hello is None
         if before is not None and before != self.kind:

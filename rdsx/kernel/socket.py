@@ -20,9 +20,12 @@ import trio
 
 from rdsx import constants as c
 from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_sockaddr
-from rdsx.ancillary import ZcopyCompletion, ZcopyCookie, fit, is_whole, pack_sockaddr
+from rdsx.ancillary import GetMrArgs, ZcopyCompletion, ZcopyCookie, fit, is_whole, pack_sockaddr
 from rdsx.errors import CongestedError, MessageTooLongError, NotBoundError
 from rdsx.kernel.af_rds import kernel_sockaddr, look_until
+from rdsx.kernel.operations import NOBODYS_PORT, Cookie, KernelOperations, map_args
+from rdsx.memory import DmaBuf, Lease
+from rdsx.operations import RdmaOperation
 from rdsx.options import SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW, integer, octets, seconds, time_limit
 from rdsx.sockets import ControlMessage, RdsSocket, check_size, check_tos, numeric_sockaddr
 from rdsx.statistics import SocketStatistics
@@ -96,6 +99,7 @@ class KernelSocket(RdsSocket):
         "_kernel",
         "_lent",
         "_notifications",
+        "_operations",
         "_reader",
         "_receive_timeout_s",
         "_received_messages",
@@ -114,6 +118,7 @@ class KernelSocket(RdsSocket):
         self._notifications: deque[ControlMessage] = deque()
         self._congested: dict[tuple[str, int], int] = {}  # destination -> maps received when a send to it was refused
         self._lent: dict[int, Pieces] = {}  # zerocopy cookie -> what the kernel may still read
+        self._operations = KernelOperations(self._watch_notifications)
         self._sent_messages = self._received_messages = 0
         for option, wanted in ((socket.SO_SNDBUF, stack.config.send_buffer_bytes), (socket.SO_RCVBUF, stack.config.receive_buffer_bytes)):
             self._size_buffer(option, wanted)
@@ -364,6 +369,7 @@ class KernelSocket(RdsSocket):
         length, control, msg_flags, address = self._sock.recvmsg_into([room], ancbufsize, (flags | MSG_DONTWAIT) & ~MSG_TRUNC)
         if msg_flags & MSG_CTRUNC:
             control = [one for one in control if is_whole(*one)]
+        control = self._operations.take(control)
         for level, kind, data in control:
             if (level, kind) == (c.SOL_RDS, c.RDS_CMSG_ZCOPY_COMPLETION):
                 for cookie in ZcopyCompletion.unpack(data).cookies:
@@ -383,6 +389,8 @@ class KernelSocket(RdsSocket):
     def _take_any(self, bufsize: int | None, ancbufsize: int, flags: int) -> tuple[bytes, list[ControlMessage], int, SockAddr | None]:
         """A notification that was kept, or what the kernel has."""
         self._check_open()
+        if self._operations.pending:
+            self._take_notifications()  # first, and with room for them: what does not fit is lost
         if not self._notifications:
             try:
                 return self._take_message(bufsize, ancbufsize, flags)
@@ -400,12 +408,76 @@ class KernelSocket(RdsSocket):
             self._notifications.extend(kept)
             self._reader.poke()
 
+    def _take_notifications(self) -> None:
+        """Take all notifications that are there, and no datagram."""
+        while True:
+            try:
+                _, control, _, address = self._take_message(0, CONTROL_BYTES, MSG_PEEK)
+            except BlockingIOError:
+                return
+            if address is not None:
+                return
+            self._keep_notifications(control)
+
+    def _watch_notifications(self, is_done: Callable[[], bool]) -> None:
+        def look() -> bool:
+            if not self._closed:
+                self._take_notifications()
+            return is_done()
+
+        self._kernel.watch(look)
+
     def _take_many(self, limit: int) -> list[tuple[bytes, SockAddr]]:
         taken = [self._take(None)]
         with contextlib.suppress(BlockingIOError):
             while len(taken) < limit:
                 taken.append(self._take(None))
         return taken
+
+    # -- memory and operations
+
+    async def get_mr(self, buffer: Buffer | DmaBuf, destination: SockAddr | None = None, *, use_once: bool = False) -> int:
+        if self._kernel.pace.due():
+            await self._kernel.pause()
+        self._check_bound()
+        lease, cookie = Lease(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True), Cookie()
+        args = map_args(lease, cookie, use_once=use_once)
+        try:
+            if destination is None:
+                self._register(args)
+            else:
+                # The device is known once there is a connection, and there is one once something is sent.
+                host, _ = await resolved(destination)
+                await self._send([], [args.control()], 0, host.sockaddr(NOBODYS_PORT))
+        except BaseException:
+            lease.release()
+            raise
+        self._operations.registered(cookie.value, lease)
+        return cookie.value
+
+    def _register(self, args: GetMrArgs) -> None:
+        try:
+            self._sock.setsockopt(c.SOL_RDS, c.RDS_GET_MR, args.pack())
+        except OSError as error:
+            remedy = "give get_mr() a destination: this kernel registers memory for a connection, if it does at all"
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: RDS_GET_MR: {remedy}") from None
+
+    def free_mr(self, cookie: int, *, invalidate: bool = True) -> None:
+        self._check_open()
+        self.setsockopt(c.SOL_RDS, c.RDS_FREE_MR, self._operations.free_args(cookie, invalidate=invalidate).pack())
+        self._operations.freed(cookie)
+
+    async def _start(
+        self, handle: RdmaOperation, lease: Lease, offset: int, message: Buffer, operands: tuple[int, ...], *, fence: bool
+    ) -> None:
+        token, control, memory = self._operations.control(handle, lease, offset, operands, fence=fence)
+        try:
+            await self._send([flat(message)], control, 0, handle.address)
+        except BaseException:
+            lease.release()
+            raise
+        del memory  # the kernel has read it
+        self._operations.started(token, handle, lease)
 
     # -- waiting
 
@@ -476,6 +548,7 @@ class KernelSocket(RdsSocket):
         self._closed = True
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+        self._operations.close()
         self._kernel.forget_socket(self)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket as stdlib_socket
+from collections.abc import Callable
 
 import trio
 
@@ -35,6 +36,7 @@ class KernelStack(Stack[KernelSocket]):
         super().__init__(hosts, config)
         self._asker: stdlib_socket.socket | None = None
         self._told: set[str] = set()
+        self._nursery: trio.Nursery | None = None
         self.scratch = memoryview(bytearray(RDS_MAX_MSG_SIZE))  # every receive call fills it and copies out at once
 
     @property
@@ -48,6 +50,7 @@ class KernelStack(Stack[KernelSocket]):
     # -- sockets
 
     async def start(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
         self._asker = open_socket()
         try:
             for host in self.hosts.values():
@@ -60,6 +63,11 @@ class KernelStack(Stack[KernelSocket]):
         sock = KernelSocket(self, open_socket())
         self.sockets[sock] = None
         return sock
+
+    def watch(self, is_so: Callable[[], bool]) -> None:
+        """Have a task look until it is so, or the node ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(look_until, is_so)
 
     def warn_once(self, text: str) -> None:
         if text not in self._told:

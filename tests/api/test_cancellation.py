@@ -55,6 +55,13 @@ RECEIVES: dict[str, Call] = {
     "recvmsg": lambda sock, to: sock.recvmsg(),
     "__anext__": lambda sock, to: anext(sock),
 }
+OPERATIONS: dict[str, Call] = {  # while they wait: test_operations.py
+    "get_mr": lambda sock, to: sock.get_mr(bytearray(8)),
+    "rdma_write": lambda sock, to: sock.rdma_write(b"x", 1, to),
+    "rdma_read": lambda sock, to: sock.rdma_read(bytearray(8), 1, to),
+    "compare_and_swap": lambda sock, to: sock.compare_and_swap(0, 0, 1, to),
+    "fetch_and_add": lambda sock, to: sock.fetch_and_add(0, 1, to),
+}
 NAMES: dict[str, Call] = {  # those that look names up
     "bind": lambda sock, to: sock.bind(("name.test", 4000)),
     "connect": lambda sock, to: sock.connect(("name.test", 4001)),
@@ -74,7 +81,7 @@ ASYNC = {name for name in public_methods(rdsx.RdsSocket) if inspect.iscoroutinef
 
 
 def test_no_method_is_forgotten() -> None:
-    assert methods(SENDS, FLUSHES, RECEIVES, NAMES) == ASYNC
+    assert methods(SENDS, FLUSHES, RECEIVES, OPERATIONS, NAMES) == ASYNC
     assert {name for name in public_methods(rdsx.Node) if inspect.iscoroutinefunction(getattr(rdsx.Node, name))} == {"bind"}
 
 
@@ -82,7 +89,7 @@ def test_no_method_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("yields", [False, True])
-@pytest.mark.parametrize("name", [*SENDS, *FLUSHES, *RECEIVES, "bind", "connect"])
+@pytest.mark.parametrize("name", [*SENDS, *FLUSHES, *RECEIVES, *OPERATIONS, "bind", "connect"])
 async def test_cancelled_before_it_starts(name: str, yields: bool) -> None:
     """Where it would not even have waited. Both ways through the await rule: with a turn for others, and only a look."""
     async with loop_node(yield_interval_s=0.0 if yields else 1e9) as node:
@@ -101,6 +108,7 @@ async def test_cancelled_before_it_starts(name: str, yields: bool) -> None:
             **SENDS,
             **FLUSHES,
             **RECEIVES,
+            **OPERATIONS,
             "bind": lambda sock, to: sock.bind(to),
             "connect": lambda sock, to: sock.connect(to),
         }

@@ -164,7 +164,7 @@ class Model:
             if checksum and not is_good(wire[at : at + HEADER.size]):
                 return messages, "bad_checksum"
             if is_first:
-                magic, version, _, generation = struct.unpack_from(">BBHI", extensions)
+                magic, version, generation = struct.unpack_from(">BBxxI", extensions)
                 acks = magic == 0x52 and version >= 1 and generation != 0
                 assert not acks, "the model is of a kernel's messages; give it no hello"
                 is_first = False

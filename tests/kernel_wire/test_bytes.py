@@ -50,7 +50,7 @@ HELLO = (
 
 def hello_of(node: rdsx.Node) -> bytes:
     """What an rdsx node adds to the first map of each connection, in the field that kernels do not look at there."""
-    return b"R\x01\0\0" + node.generation.to_bytes(4, "big") + bytes(8)
+    return b"R\x01\x01\0" + node.generation.to_bytes(4, "big") + bytes(8)
 
 
 def test_the_scripted_kernel_speaks_as_the_live_one() -> None:
