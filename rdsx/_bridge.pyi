@@ -12,6 +12,9 @@ class Unsupported(Exception):
 def context_pointer(context: object) -> tuple[int, int]:
     """(address of the ibv_context, descriptor of its asynchronous events) of a pyverbs Context."""
 
+def pd_pointer(pd: object, context: int) -> int:
+    """The address of the ibv_pd of a pyverbs PD on the device of that address."""
+
 def comp_channel_pointer(channel: object) -> tuple[int, int]:
     """(address of the ibv_comp_channel, its descriptor) of a pyverbs CompChannel."""
 
@@ -32,6 +35,15 @@ def read_cm_event(event: object) -> tuple[str, int, int, int, bytes, int, int]:
 
 def take_async_event(context: int) -> tuple[int, int, int] | None:
     """The next asynchronous event of a device as (type, address of the ibv_qp or 0, port or 0); None if there is none."""
+
+def register_memory(pd: int, address: int, length: int, start: int, access: int) -> tuple[int, int, int]:
+    """Pin memory, whose first byte has the number `start` for peers: (address of the ibv_mr, lkey, rkey). Other threads run meanwhile."""
+
+def register_dmabuf(pd: int, fd: int, offset: int, length: int, start: int, access: int) -> tuple[int, int, int]:
+    """The same for memory behind a dma-buf, from `offset` on."""
+
+def deregister_memory(region: int) -> None:
+    """Unpin it. Its keys are worth nothing from now on, and the address is gone."""
 
 def cq_event_functions() -> tuple[int, int]:
     """Addresses of ibv_get_cq_event and ibv_ack_cq_events, which the rings call."""

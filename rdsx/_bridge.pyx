@@ -1,7 +1,7 @@
 """Between pyverbs and the C structures under it: validated pointers, and the calls of librdmacm that pyverbs has not or gets wrong.
 
-pyverbs owns every verbs object; this module takes numbers out of them for the rings, and never frees anything. It links no library of
-rdma-core: functions are looked up in the libraries that pyverbs has loaded, structures come from the headers, whose layout is frozen.
+pyverbs owns every verbs object but the regions of users' memory, which it cannot register as RDS counts in them; their owner gives them
+back. For the rings this module takes numbers out of pyverbs' objects. It links no library of rdma-core: functions are looked up in the libraries that pyverbs has loaded, structures come from the headers, whose layout is frozen.
 
 Where a pointer lies in a pyverbs object follows from Cython's layout: the base class first, then a slot for the table of C methods
 if this class is the first to have them, then the fields in order. Nothing promises that, so every pointer is proved before it is used: the
@@ -13,7 +13,7 @@ import errno
 import os
 
 from libc.errno cimport errno as c_errno
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 
@@ -58,6 +58,11 @@ cdef extern from "infiniband/verbs.h" nogil:
         int cmd_fd
         int async_fd
         int num_comp_vectors
+    struct ibv_pd:
+        ibv_context* context
+    struct ibv_mr:
+        uint32_t lkey
+        uint32_t rkey
     struct ibv_comp_channel:
         ibv_context* context
         int fd
@@ -134,6 +139,9 @@ ctypedef int (*plain_call)(rdma_cm_id*) noexcept nogil
 ctypedef int (*option_call)(rdma_cm_id*, int, int, void*, size_t) noexcept nogil
 ctypedef int (*get_async_call)(ibv_context*, ibv_async_event*) noexcept nogil
 ctypedef void (*ack_async_call)(ibv_async_event*) noexcept nogil
+ctypedef ibv_mr* (*register_call)(ibv_pd*, void*, size_t, uint64_t, unsigned int) noexcept nogil
+ctypedef ibv_mr* (*register_dmabuf_call)(ibv_pd*, uint64_t, size_t, uint64_t, int, int) noexcept nogil
+ctypedef int (*deregister_call)(ibv_mr*) noexcept nogil
 
 
 # In the order of enum rdma_cm_event_type.
@@ -237,6 +245,13 @@ def context_pointer(context):
     return <uintptr_t>pointer, pointer.async_fd
 
 
+def pd_pointer(pd, uintptr_t context):
+    """The address of the ibv_pd of a pyverbs PD on the device of that address."""
+    cdef ibv_pd* pointer = <ibv_pd*>pointer_in(pd, "PD", sizeof(ibv_pd))
+    prove(<uintptr_t>pointer.context == context, "PD")
+    return <uintptr_t>pointer
+
+
 def comp_channel_pointer(channel):
     """(address of the ibv_comp_channel, its descriptor) of a pyverbs CompChannel."""
     cdef ibv_comp_channel* pointer = <ibv_comp_channel*>pointer_in(channel, "CompChannel", sizeof(ibv_comp_channel))
@@ -316,6 +331,43 @@ def take_async_event(uintptr_t context):
         port = event_port(&event)
     acknowledge(&event)
     return int(event.event_type), qp, port
+
+
+# -- users' memory
+
+
+def register_memory(uintptr_t pd, uintptr_t address, size_t length, uint64_t start, unsigned int access):
+    """Pin memory, whose first byte has the number `start` for peers: (address of the ibv_mr, lkey, rkey). Other threads run meanwhile."""
+    cdef register_call call = <register_call>function("ibv_reg_mr_iova2", "IBVERBS_1.8")
+    cdef ibv_mr* region
+    with nogil:
+        region = call(<ibv_pd*>pd, <void*>address, length, start, access)
+    return described(region)
+
+
+def register_dmabuf(uintptr_t pd, int fd, uint64_t offset, size_t length, uint64_t start, int access):
+    """The same for memory behind a dma-buf, from `offset` on."""
+    cdef register_dmabuf_call call = <register_dmabuf_call>function("ibv_reg_dmabuf_mr", "IBVERBS_1.12")
+    cdef ibv_mr* region
+    with nogil:
+        region = call(<ibv_pd*>pd, offset, length, start, fd, access)
+    return described(region)
+
+
+cdef tuple described(ibv_mr* region):
+    if region == NULL:
+        raise OSError(c_errno, os.strerror(c_errno))
+    return <uintptr_t>region, region.lkey, region.rkey
+
+
+def deregister_memory(uintptr_t region):
+    """Unpin it. Its keys are worth nothing from now on, and the address is gone."""
+    cdef deregister_call call = <deregister_call>function("ibv_dereg_mr", "IBVERBS_1.1")
+    cdef int code
+    with nogil:
+        code = call(<ibv_mr*>region)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def cq_event_functions():

@@ -11,7 +11,8 @@ import mmap
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rdsx._operation import address_of
 from rdsx.wire.operation import COMPARE_AND_SWAP, READ, WRITE, Answer, Request
@@ -25,6 +26,7 @@ PAGE_BYTES = mmap.PAGESIZE
 MAX_OPERATION_BYTES = 1048576  # RDS_MAX_MSG_SIZE
 SUCCESS, REMOTE_ERROR, OTHER_ERROR = 0, 1, 4  # of struct rds_rdma_notify
 
+NOWHERE = count(1)
 ATOMIC = struct.Struct("=Q")  # what an atomic works on, in memory
 ON_THE_WIRE = struct.Struct(">Q")
 
@@ -60,6 +62,13 @@ class Lease:
         self.length = self.view.nbytes
         self.address = address_of(self.view)
 
+    @classmethod
+    def unmapped(cls, length: int) -> Self:
+        """Memory that is nowhere in this process, and at a place of its own."""
+        lease = cls(b"", writable=False)
+        lease.length, lease.address = length, -next(NOWHERE)
+        return lease
+
     def release(self) -> None:
         """Twice is harmless."""
         self.view.release()
@@ -93,7 +102,7 @@ class Region:
         return self.registration.rkey | self.registration.start << 32
 
     def covers(self, address: int, length: int) -> bool:
-        return self.lease.address <= address and address + length <= self.lease.address + self.lease.length
+        return 0 < self.lease.address <= address and address + length <= self.lease.address + self.lease.length
 
 
 class Regions:
@@ -129,11 +138,11 @@ class Regions:
             raise OSError(errno.EINVAL, f"cookie {cookie:#x} names no memory that this socket has registered with get_mr()")
         return region
 
-    def covering(self, lease: Lease, place: Hashable) -> Registration | None:
-        """A registration there that has all of this memory already."""
+    def covering(self, lease: Lease, place: Hashable) -> Region | None:
+        """One there that has all of this memory already."""
         for region in self._regions.values():
             if region.place == place and region.covers(lease.address, lease.length):
-                return region.registration
+                return region
         return None
 
     def free(self, region: Region, *, invalidate: bool) -> None:

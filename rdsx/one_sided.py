@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rdsx._fast import Path
 from rdsx._operation import Operation
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["OneSided", "Task"]
 
 KINDS = {"read": READ, "write": WRITE, "compare_and_swap": COMPARE_AND_SWAP, "fetch_and_add": FETCH_AND_ADD}
+ALL_BITS = 2**64 - 1
 MAX_PENDING = 16  # operations by message to one peer: devices, too, carry out about as many at a time
 
 
@@ -66,17 +67,22 @@ class Task:
         self.operation: Operation | None = None  # what the hot path knows of it
         self.registration: Registration | None = None  # of the local memory, for this operation alone
 
+    @property
+    def masked(self) -> bool:
+        """Whether it is an atomic on some bits only."""
+        return self.operands[2:] not in ((), (ALL_BITS, ALL_BITS)) or (self.kind == FETCH_AND_ADD and self.operands[1] != 0)
+
     def request(self) -> Request:
         """It, as a message."""
         operands = (self.lease.length,) if self.kind == READ else self.operands
         return Request(self.kind, self.token, self.rkey, self.remote, operands, bytes(self.lease.view) if self.kind == WRITE else b"")
 
-    def prepare(self, lkey: int) -> Operation:
-        """It, for the hot path. ValueError for what no device could do."""
+    def prepare(self, address: int, lkey: int) -> Operation:
+        """It, for the hot path, with its local memory as its device knows it. ValueError for what no device could do."""
         compare_add, swap = (*self.operands, 0, 0)[:2]
         self.operation = Operation(
             self.handle.kind,
-            [(self.lease.address, self.lease.length, lkey)],
+            [(address, self.lease.length, lkey)],
             remote_address=self.remote,
             rkey=self.rkey,
             lease=self.lease,
@@ -137,25 +143,28 @@ class OneSided:
             if region is not None:
                 lease.release()
                 return region.cookie
-            region = Region(lease, self._register(place, lease, buffer), place=place, owner=sock, use_once=use_once)
+            region = Region(lease, await self._register(place, lease, buffer), place=place, owner=sock, use_once=use_once)
         except BaseException:
             lease.release()
             raise
         self.regions.add(region)
+        if sock._closed:
+            self.regions.free(region, invalidate=True)
+            sock._check_open()
         return region.cookie
 
     def free_mr(self, sock: EngineSocket, cookie: int, *, invalidate: bool) -> None:
         """See RdsSocket.free_mr()."""
         self.regions.free(self.regions.find(sock, cookie), invalidate=invalidate)
 
-    async def _place(self, sock: EngineSocket, destination: SockAddr | None) -> object:
+    async def _place(self, sock: EngineSocket, destination: SockAddr | None) -> Any:
         """Who is to reach memory that is registered for this destination: nobody but this process."""
         return None
 
     def _lease(self, buffer: Buffer | DmaBuf) -> Lease:
         return Lease(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True)
 
-    def _register(self, place: object, lease: Lease, buffer: Buffer | DmaBuf) -> Registration:
+    async def _register(self, place: Any, lease: Lease, buffer: Buffer | DmaBuf) -> Registration:
         """Make memory known there, under a key that peers can use."""
         while True:
             rkey = self._driver.draw(2**32)
@@ -172,6 +181,8 @@ class OneSided:
                 path, port = await task.sock._path_to(address)
                 if not path.local:
                     await self._wait_heard(path)
+                    if path.supervisor.link is None:
+                        continue
                 if len(self._pending.get(path, ())) >= MAX_PENDING:
                     await self._room.park()
                     task.sock._check_open()
@@ -205,9 +216,9 @@ class OneSided:
         if path.local:
             return self._do_here(task, message, path, port)
         if path.header_acks:
-            return task.sock._endpoint.submit_operation(message, path, port, task.prepare(self._local_key(task, path)))
+            return task.sock._endpoint.submit_operation(message, path, port, task.prepare(*self._local(task, path)))
         task.token = next(self._tokens) & 0xFFFFFFFF
-        code = task.sock._endpoint.submit_operation(message, path, port, task.prepare(0), task.request().pack())
+        code = task.sock._endpoint.submit_operation(message, path, port, task.prepare(task.lease.address, 0), task.request().pack())
         if not code:
             task.path = path
             self._pending.setdefault(path, {})[task.token] = task
@@ -215,7 +226,7 @@ class OneSided:
 
     def _do_here(self, task: Task, message: Buffer, path: Path, port: int) -> int:
         """Loopback: at once, if the message behind it can be sent."""
-        task.prepare(0)
+        task.prepare(task.lease.address, 0)
         endpoint = task.sock._endpoint
         code = endpoint.check(memoryview(message).nbytes, path, port)
         if not code:
@@ -227,8 +238,8 @@ class OneSided:
             task.conclude(status)
         return code
 
-    def _local_key(self, task: Task, path: Path) -> int:
-        """The key by which the device of this path knows the operation's local memory."""
+    def _local(self, task: Task, path: Path) -> tuple[int, int]:
+        """(address, lkey) of the operation's local memory for the device of this path."""
         raise NotImplementedError(f"transport {self._driver.transport_name!r} has no devices")
 
     # -- what the hot path noted

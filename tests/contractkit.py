@@ -22,7 +22,21 @@ import rdsx
 from lab.readiness import BRIEF
 from namespaces import HOSTS, inside
 
-__all__ = ["DEPARTURES", "IN_GUEST", "LEFT", "NOBODY", "RIGHT", "SERIES", "Pair", "departs", "eventually", "every_stack", "pair"]
+__all__ = [
+    "DEPARTURES",
+    "IN_GUEST",
+    "LEFT",
+    "NOBODY",
+    "RIGHT",
+    "SERIES",
+    "Pair",
+    "departs",
+    "eventually",
+    "every_stack",
+    "kernels",
+    "pair",
+    "with_operations",
+]
 
 IN_GUEST = "RDSX_CONTRACT_REPORT" in os.environ  # the file that the guest's run writes its outcomes to
 SERIES = os.environ.get("RDSX_LAB_KERNELS", "6.1").split(",")
@@ -30,6 +44,8 @@ VERBS = [] if BRIEF and not IN_GUEST else [pytest.param("verbs", marks=pytest.ma
 KERNELS = [pytest.param(f"kernel-{series}", marks=pytest.mark.slow) for series in SERIES]
 
 every_stack = pytest.mark.parametrize("stack", ["loop", "tcp", *VERBS, *KERNELS])
+with_operations = pytest.mark.parametrize("stack", ["loop", "tcp", *VERBS])  # a kernel's RDS over TCP has none
+kernels = pytest.mark.parametrize("stack", KERNELS)
 with_a_wire = pytest.mark.parametrize("stack", ["tcp", *VERBS, *KERNELS])
 
 LEFT, RIGHT = HOSTS if IN_GUEST else (apikit.LEFT, apikit.RIGHT)

@@ -464,8 +464,11 @@ class KernelSocket(RdsSocket):
 
     def free_mr(self, cookie: int, *, invalidate: bool = True) -> None:
         self._check_open()
-        self.setsockopt(c.SOL_RDS, c.RDS_FREE_MR, self._operations.free_args(cookie, invalidate=invalidate).pack())
-        self._operations.freed(cookie)
+        args = self._operations.free_args(cookie, invalidate=invalidate)
+        try:
+            self.setsockopt(c.SOL_RDS, c.RDS_FREE_MR, args.pack())
+        finally:
+            self._operations.freed(cookie)  # also if the kernel has done so: the memory was to be used once, and was
 
     async def _start(
         self, handle: RdmaOperation, lease: Lease, offset: int, message: Buffer, operands: tuple[int, ...], *, fence: bool

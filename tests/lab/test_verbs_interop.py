@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
 pytestmark = [pytest.mark.lab, pytest.mark.slow, in_full]
 
 PROGRAM = Path(__file__).with_name("verbs_traffic.py").absolute()
+OPERATIONS = Path(__file__).with_name("verbs_operations.py").absolute()
 KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
 KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
 RUN_S = 120.0
@@ -51,10 +53,15 @@ class Two:
         sizes = [count, 0, high]
         ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets]]
         theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else [])]
-        async with (
-            self.verbs.start_process(self.command(self.verbs, ours)) as first,
-            self.kernel.start_process(self.command(self.kernel, theirs)) as second,
-        ):
+        commands = [(self.verbs, self.command(self.verbs, ours)), (self.kernel, self.command(self.kernel, theirs))]
+        return await self.converse(commands, ended='"exact"', strike=strike)
+
+    async def converse(
+        self, commands: list[tuple[Guest, str]], *, ended: str, strike: Callable[[Two], Awaitable[None]] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Two programs to their ends: both start when both are ready, and stop when both have printed `ended`."""
+        async with AsyncExitStack() as stack:
+            first, second = [await stack.enter_async_context(guest.start_process(command)) for guest, command in commands]
             for process in (first, second):
                 await process.wait_output("ready", RUN_S)
             for process in (first, second):
@@ -63,7 +70,7 @@ class Two:
                 await first.wait_output("flowing", RUN_S)
                 await strike(self)
             for process in (first, second):
-                await process.wait_output('"exact"', RUN_S)
+                await process.wait_output(ended, RUN_S)
             for process in (first, second):
                 process.write("stop\n")
             accounts = []
@@ -73,8 +80,8 @@ class Two:
                 accounts += [json.loads(line) for line in output.splitlines() if line.startswith("{")]
             return accounts[0], accounts[1]
 
-    def command(self, guest: Guest, arguments: list[object]) -> str:
-        command = verbs_command(guest, self.scratch, PROGRAM, *arguments).replace(" -P ", " ")  # its folder has what it imports
+    def command(self, guest: Guest, arguments: list[object], program: Path = PROGRAM) -> str:
+        command = verbs_command(guest, self.scratch, program, *arguments).replace(" -P ", " ")  # its folder has what it imports
         return command.replace("'$0.in'", "/run/lab/$0.in")
 
 
@@ -153,6 +160,23 @@ async def test_loss(two: Two) -> None:
     """Packets are lost on both ways. Soft-RoCE tries again after 2 s; a message that is lost twice costs the connection."""
     async with two.kernel.netem("loss 2%"), two.verbs.netem("loss 2%"):
         assert_exact(await two.run(count=FEW, high=2000))
+
+
+@pytest.mark.parametrize("asks", ["verbs", "kernel"])
+async def test_operations(asks: str, two: Two) -> None:
+    """Memory of one end is written and read by the other: what is refused costs the connection and no more."""
+    owns = "kernel" if asks == "verbs" else "verbs"
+    hosts, guests = {"verbs": SMALLER, "kernel": KERNEL}, {"verbs": two.verbs, "kernel": two.kernel}
+    parts = {asks: "asks", owns: "owns"}
+    commands = [
+        two.command(guests[one], ["$0.in", one, hosts[one], hosts[other], parts[one]], OPERATIONS)
+        for one, other in ((owns, asks), (asks, owns))
+    ]
+    owner, asker = await two.converse(list(zip((guests[owns], guests[asks]), commands, strict=True)), ended='{"')
+    assert asker == {"outcomes": ["SUCCESS"] * 13, "same": [True] * 6, "refused": ["REMOTE_ERROR"] * 3}
+    assert [one[2] for one in owner["seen"] if isinstance(one, list)] == [True] * 6
+    assert [one for one in owner["seen"] if not isinstance(one, list)] == ["read"] * 6 + ["once", "next", "next", "next"]
+    assert owner["once"] == "first"
 
 
 async def test_ping(two: Two) -> None:

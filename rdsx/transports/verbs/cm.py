@@ -176,6 +176,13 @@ class Listener:
                 raise OSError(errno.ENODEV, f"{self.local.key} is no longer on the RDMA device that it was on")
         return self._requests.popleft()
 
+    @property
+    def device(self) -> OpenDevice:
+        """The one that has the address now. OSError ENODEV if none has."""
+        if self._identifier.is_closed:
+            raise OSError(errno.ENODEV, f"{self.local.key} is no longer on the RDMA device that it was on")
+        return self._manager.device(self._identifier)
+
     def close(self) -> None:
         """Take no more requests, and reject those that wait. Twice is harmless."""
         while self._requests:

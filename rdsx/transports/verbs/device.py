@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,17 +20,20 @@ import trio
 
 from rdsx import _bridge
 
-__all__ = ["DeviceLimits", "OpenDevice", "Owned", "QueuePair", "QueueSizes", "keep_over_fork", "translated"]
+__all__ = ["DeviceLimits", "DeviceMemory", "OpenDevice", "Owned", "QueuePair", "QueueSizes", "keep_over_fork", "translated"]
 
 # From infiniband/verbs.h. pyverbs has them too, in a module whose name and shape differ between its versions.
 IBV_QPT_RC = 2
 IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR = 1, 2, 3, 6
 IBV_QP_STATE, IBV_QP_ACCESS_FLAGS, IBV_QP_MIN_RNR_TIMER = 1 << 0, 1 << 3, 1 << 15
-IBV_ACCESS_ALL = 0b1111  # local write; remote write, read and atomics
+IBV_ACCESS_LOCAL_WRITE, IBV_ACCESS_REMOTE_WRITE, IBV_ACCESS_REMOTE_READ, IBV_ACCESS_REMOTE_ATOMIC = 1, 2, 4, 8
+IBV_ACCESS_ALL = 0b1111
 IBV_EVENT_COMM_EST = 4
 
 MIN_RNR_TIMER = 10  # 0.32 ms, as rds_rdma; the CM's own 0 means 655 ms for each time that our receive ring runs dry
 MAX_DEPTH = 255  # the CM's fields for the depths have 8 bits
+
+LOCKED_MEMORY = "; raise the limit of locked memory: 'ulimit -l', see 'rdsx doctor'"
 
 PortHandler = Callable[[int, int], None]
 
@@ -78,8 +82,20 @@ def translated(what: str) -> Iterator[None]:
         number = getattr(error, "error_code", -1)
         if number <= 0:  # pyverbs has none
             number = errno.EIO
-        remedy = "; raise the limit of locked memory: 'ulimit -l', see 'rdsx doctor'" if number == errno.ENOMEM else ""
+        remedy = LOCKED_MEMORY if number == errno.ENOMEM else ""
         raise OSError(number, f"{what}: {os.strerror(number)}{remedy}") from error
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Errors of the bridge, with the same remedies."""
+    try:
+        yield
+    except _bridge.Unsupported as error:
+        raise OSError(errno.EOPNOTSUPP, f"{what}: {error}") from error
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise OSError(number, f"{what}: {os.strerror(number)}{LOCKED_MEMORY if number == errno.ENOMEM else ''}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +141,14 @@ class OpenDevice(Owned):
             try:
                 self.pd = keep_over_fork(PD(self.context))
                 self._pointer, self._async_fd = _bridge.context_pointer(self.context)
+                self._pd_pointer = _bridge.pd_pointer(self.pd, self._pointer)
                 os.set_blocking(self._async_fd, False)
                 self.limits = query_limits(self.context)
             except BaseException:
                 self.context.close()
                 raise
         self._queue_pairs: dict[int, QueuePair] = {}
+        self._memories: dict[DeviceMemory, None] = {}
 
     async def watch(self, port_changed: PortHandler) -> None:
         """Take the device's events until cancelled. `port_changed(type, port)` is told what concerns no queue pair."""
@@ -159,6 +177,32 @@ class OpenDevice(Owned):
         self._queue_pairs[pair.pointer] = pair
         return pair
 
+    def register(self, address: int, length: int, *, writable: bool, for_peers: bool) -> DeviceMemory:
+        """Pin memory for operations of ours, or of peers. May take long, and lets other threads run. OSError if the device will not."""
+        start = address % mmap.PAGESIZE
+        access = self._access(writable=writable, for_peers=for_peers)
+        with explained(f"{length} bytes cannot be registered with RDMA device {self.name}"):
+            return DeviceMemory(self, start, _bridge.register_memory(self._pd_pointer, address, length, start, access))
+
+    def register_dmabuf(self, fd: int, offset: int, length: int) -> DeviceMemory:
+        """The same for a dma-buf, for peers."""
+        start = offset % mmap.PAGESIZE
+        access = self._access(writable=True, for_peers=True)
+        with explained(f"dma-buf {fd} cannot be registered with RDMA device {self.name}"):
+            return DeviceMemory(self, start, _bridge.register_dmabuf(self._pd_pointer, fd, offset, length, start, access))
+
+    def _access(self, *, writable: bool, for_peers: bool) -> int:
+        access = IBV_ACCESS_LOCAL_WRITE if writable else 0
+        if for_peers:
+            access |= IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | (IBV_ACCESS_REMOTE_ATOMIC if self.limits.atomics else 0)
+        return access
+
+    def remember(self, memory: DeviceMemory) -> None:
+        self._memories[memory] = None
+
+    def forget_memory(self, memory: DeviceMemory) -> None:
+        self._memories.pop(memory, None)
+
     @property
     def in_use(self) -> bool:
         """Whether a queue pair is open on it."""
@@ -173,10 +217,31 @@ class OpenDevice(Owned):
             return
         for pair in list(self._queue_pairs.values()):
             pair.close()
+        for memory in list(self._memories):
+            memory.close()
         trio.lowlevel.notify_closing(self._async_fd)
         with translated(f"RDMA device {self.name} cannot be closed"):
             self.pd.close()
             self.context.close()
+
+
+class DeviceMemory(Owned):
+    """Memory that a device can reach; see `rdsx.memory.Registration`. Whoever made it keeps the memory where it is until close()."""
+
+    def __init__(self, device: OpenDevice, start: int, registered: tuple[int, int, int]) -> None:
+        super().__init__()
+        self._device = device
+        self.start = start
+        self._pointer, self.lkey, self.rkey = registered
+        device.remember(self)
+
+    def close(self) -> None:
+        """No device reaches it from now on. Twice is harmless."""
+        if not self._pointer or not self.is_ours:
+            return
+        pointer, self._pointer = self._pointer, 0
+        self._device.forget_memory(self)
+        _bridge.deregister_memory(pointer)
 
 
 def query_limits(context: Any) -> DeviceLimits:

@@ -9,7 +9,7 @@ waits without having found the queues empty after asking for an event.
 from __future__ import annotations
 
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -27,7 +27,10 @@ ACK_LATER, ACK_NOW = 1, 2
 
 
 class Connected(Protocol):
-    """One established connection, as the control plane hands it over."""
+    """One established connection, as the control plane hands it over. `device`: where its queue pair is, and memory is registered."""
+
+    @property
+    def device(self) -> Any: ...
 
     async def wait_ended(self) -> str:
         """Until the connection manager says that the connection is over; returns why, a name to be counted."""
@@ -61,6 +64,11 @@ class VerbsLink:
         self._finishing = False
         self._reason = ""  # why it ends; the first reason counts
         self.detail = ""  # what exactly was wrong
+
+    @property
+    def device(self) -> Any:
+        """The one that carries out operations on it."""
+        return self._connection.device
 
     async def run(self) -> str:
         """Carry messages until the link ends; see Link.run()."""

@@ -20,7 +20,7 @@ from rdsx.addresses import Host
 from rdsx.config import NodeConfig
 from rdsx.transports.base import LinkOwner
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
-from rdsx.transports.verbs.device import QueuePair, QueueSizes, keep_over_fork, translated
+from rdsx.transports.verbs.device import OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
 
 __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
@@ -88,6 +88,10 @@ class VerbsConnection:
         finally:
             self._memory.close()
 
+    @property
+    def device(self) -> OpenDevice:
+        return self._connection.queue_pair.device
+
     def link(self, owner: LinkOwner, config: NodeConfig) -> VerbsLink:
         """The link over it, which owns it from now on."""
         assert self._memory.rings is not None
@@ -113,6 +117,10 @@ class VerbsListener:
                 "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
             )
 
+    @property
+    def device(self) -> OpenDevice:
+        return self._listener.device
+
     def close(self) -> None:
         self._listener.close()
 
@@ -129,6 +137,7 @@ class VerbsNetwork:
         self._config = config
         self.refused: Refused = self._log_refused
         self._manager: ConnectionManager | None = None
+        self._listeners: dict[str, VerbsListener] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle events until cancelled; then wait for the links to let go, and close everything."""
@@ -138,7 +147,12 @@ class VerbsNetwork:
 
     async def listen(self, local: Host, port: int) -> VerbsListener:
         """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
-        return VerbsListener(await self.manager.listen(local), self)
+        listener = self._listeners[local.key] = VerbsListener(await self.manager.listen(local), self)
+        return listener
+
+    def device(self, local: Host) -> OpenDevice:
+        """The device that has an address of ours. OSError ENODEV if none has."""
+        return self._listeners[local.key].device
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
         """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
