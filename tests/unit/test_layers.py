@@ -10,12 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package has no .pyx
 
 # What users import, besides the names of `rdsx` itself.
-PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "testing"}
+PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "rdmaip", "testing"}
 
 # The modules of `calls` that do no I/O.
 CALLS_CORE = (
     "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "records", "statistics", "timers", "wire",
 )  # fmt: skip
+
+# The modules of `rdmaip` that do no I/O.
+RDMAIP_CORE = ("actions", "events", "facts")
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
@@ -116,6 +119,15 @@ def test_the_core_of_calls_knows_no_world(name: str) -> None:
     assert [wrong for wrong in found if any(is_inside(wrong, module) for module in IMPURE | around)] == []
 
 
+@pytest.mark.parametrize("name", RDMAIP_CORE)
+def test_the_core_of_rdmaip_knows_no_world(name: str) -> None:
+    """Nor what stands around it: netlink, tasks, the control socket; and it needs no package that is not Python's own."""
+    around = {f"rdsx.rdmaip.{path.stem}" for path in files("rdmaip") if path.stem not in (*RDMAIP_CORE, "__init__")}
+    found = imports(ROOT / "rdmaip" / f"{name}.py")
+    forbidden = IMPURE | around | {"os", "pyroute2", "click", "rich"}
+    assert [wrong for wrong in found if any(is_inside(wrong, module) for module in forbidden)] == []
+
+
 def test_the_kernels_stack_does_not_know_ours() -> None:
     ours = ("_fast", "_stream", "driver", "engine_socket", "supervisor", "transports", "cli", "calls")
     engine = ("engine.connection", "engine.states", "engine.reconnect")  # not its events: they are of the face
@@ -165,7 +177,7 @@ def test_the_hot_path_knows_nobody() -> None:
 def test_folders_are_found() -> None:
     """The checks above must not pass because they look at nothing."""
     assert (ROOT / "_fast.pyx").exists()
-    for folder in ("engine", "wire", "transports", "cli", "calls"):
+    for folder in ("engine", "wire", "transports", "cli", "calls", "rdmaip"):
         if list((ROOT / folder).glob("*.py")):
             assert len(files(folder)) >= 1
         if len(files(folder)) > 2:
