@@ -18,7 +18,7 @@ CALLS_CORE = (
 )  # fmt: skip
 
 # The modules of `rdmaip` that do no I/O.
-RDMAIP_CORE = ("actions", "events", "facts")
+RDMAIP_CORE = ("actions", "announce", "events", "facts")
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
