@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
+from rdsx.rdmaip.config import Config, ConfigError, Group, ManagedAddress, Probe, parse_config
 from rdsx.rdmaip.events import (
     Barred,
     Conflict,
@@ -15,6 +16,7 @@ from rdsx.rdmaip.events import (
     PortDown,
     PortUp,
     Reason,
+    Refused,
     Settled,
     Unparked,
 )
@@ -38,6 +40,7 @@ from rdsx.rdmaip.facts import (
     Trigger,
     Undrain,
 )
+from rdsx.rdmaip.policy import CommandError, Policy
 
 __all__ = [
     "Action",
@@ -47,6 +50,9 @@ __all__ = [
     "Barred",
     "ClockFact",
     "Command",
+    "CommandError",
+    "Config",
+    "ConfigError",
     "Conflict",
     "Crippled",
     "Drain",
@@ -54,19 +60,24 @@ __all__ = [
     "Event",
     "Fact",
     "Failback",
+    "Group",
     "HardwareFact",
     "HoldExtended",
     "Layer",
     "LinkFact",
     "LinkType",
+    "ManagedAddress",
     "Move",
     "Moved",
     "NeighbourConflict",
     "Parked",
     "PathFact",
+    "Policy",
     "PortDown",
     "PortUp",
+    "Probe",
     "Reason",
+    "Refused",
     "RemoveAddress",
     "Restore",
     "Resync",
@@ -78,4 +89,5 @@ __all__ = [
     "Trigger",
     "Undrain",
     "Unparked",
+    "parse_config",
 ]
