@@ -21,7 +21,8 @@ CALLS_CORE = (
 
 # The modules of `rdmaip` that do no I/O.
 RDMAIP_CORE = (
-    "actions", "address", "announce", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "retries", "toml_lines",
+    "actions", "address", "announce", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "prober", "retries",
+    "toml_lines",
 )  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
