@@ -56,7 +56,7 @@ class Address:
         self.goal: Goal | None = None
         self.parked_s: float | None = None  # since when it has had no usable port
         self.announce_s: list[float] = []  # when it is to be announced, the next first
-        self.announced = False  # whether it ever was, or is about to be
+        self.announced = False  # since it came to `place`
         self.removals_s: deque[float] = deque(maxlen=len(PUT_BACK_DELAYS_S) + 1)  # by somebody else
         self.put_back_s = -inf  # not before
         self.hands_off = ""  # why it is not managed for now

@@ -50,7 +50,7 @@ class Reason(Enum):
     DRAINED = "drained"
     FAILBACK = "failback"
     OPERATOR = "operator"
-    STARTUP = "startup"  # it was somewhere else, or nowhere, when the policy first looked
+    STARTUP = "startup"  # it was somewhere else, or nowhere, when it was first looked at
     REMOVED = "removed"  # somebody else took it away
     NOT_ALLOWED = "not allowed"  # the port's tag or the configuration has changed
     BARRED = "barred"  # the kernel refused it where it should have gone

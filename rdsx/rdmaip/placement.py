@@ -3,7 +3,7 @@
     1. Home, if home can be used and has settled; or unsettled, if no port that has the address can be used.
     2. Else where it is, if it is on a port that can be used.
     3. Else on the best usable port that may have it.
-    4. Else it is parked: where it is, or at home if it is nowhere.
+    4. Else it is parked: where it is, or if it is nowhere at home, or else on any port that exists.
 
 Addresses that need no new port are placed first, so that the others are spread over what is really there.
 """
@@ -82,4 +82,5 @@ def _settled_verdict(situation: Situation, usable: Collection[str]) -> Verdict |
         return Verdict(alive[0], Standing.HOME if alive[0] == home else Standing.STAY)
     if any(port in usable for port in situation.candidates):
         return None
-    return Verdict((*situation.copies, *situation.strays, home)[0], Standing.PARKED)
+    first_choice = (home,) if home in situation.candidates else ()
+    return Verdict((*situation.copies, *situation.strays, *first_choice, *situation.candidates, home)[0], Standing.PARKED)

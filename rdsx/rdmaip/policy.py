@@ -144,12 +144,10 @@ class Policy:
             return None
         if self.resync_s <= self.now_s and self.retries.allows((Resync,), self.now_s):
             return Resync()
-        addresses = sorted(self.addresses.values(), key=lambda address: not self._is_cut_off(address))
-        for step in (next_step, next_announcement):
-            for address in addresses:
-                action = step(self, address)
-                if action is not None:
-                    return action
+        for address in sorted(self.addresses.values(), key=lambda address: not self._is_urgent(address)):
+            action = next_step(self, address) or next_announcement(self, address)
+            if action is not None:
+                return action
         for port in self.ports.values():
             if self.lacks_routes(port.name) and self.allows(EnsureRoutes(port.name)):
                 return EnsureRoutes(port.name)
@@ -314,7 +312,9 @@ class Policy:
         copy = Copy(former.since_s if former else self.now_s, fact.mark, fact.failed)
         ours = fact.mark == self.config.mark or fact.port in self.allowed_ports(address)
         (address.copies if ours else address.strays)[key] = copy
-        address.lost = None
+        if fact.failed and not (former and former.failed):
+            text = f"{address.ip} on {fact.port}: the kernel found that another host has it (duplicate detection failed)"
+            self.events.append(Conflict(address.ip, text, False, self.now_s))
         if not ours and former is None:
             text = f"{address.ip}/{fact.prefix} is on {fact.port} (protocol mark {fact.mark}), where it may not be"
             self.events.append(Conflict(address.ip, text, not address.copies, self.now_s))
@@ -432,8 +432,12 @@ class Policy:
             home_ready=ready,
             copies=tuple(port for port in held if port in allowed),
             strays=tuple(port for port in held if port not in allowed),
-            candidates=tuple(port for port in allowed if self.retries.allows((AddAddress, address.ip, port), self.now_s)),
+            candidates=tuple(port for port in allowed if self._can_be_put(address, port)),
         )
+
+    def _can_be_put(self, address: Address, port: str) -> bool:
+        """Whether the interface exists and the kernel has not refused the address there."""
+        return self.is_present(port) and self.retries.allows((AddAddress, address.ip, port), self.now_s)
 
     def _follow(self, address: Address) -> None:
         """Note what the verdict means for an address: a new goal, parked, or arrived."""
@@ -442,8 +446,9 @@ class Policy:
             address.goal = None
             return
         self._note_parked(address, verdict)
-        away = address.place != verdict.port or address.lost is not None
-        if away and (address.goal is None or address.goal.port != verdict.port):
+        if address.place == verdict.port and address.lost is None:
+            address.goal = None
+        elif address.goal is None or address.goal.port != verdict.port:
             address.goal = self._new_goal(address, verdict)
         has_come = address.wanted(verdict.port, self.config.mark) is not None and next_step(self, address) is None
         if has_come:
@@ -475,7 +480,9 @@ class Policy:
         elif former is not None and not former.usable:
             broken = former.clear_layer()
             reason, unreachable_s = REASONS[broken] if broken else Reason.CARRIER, former.broken_s
-        elif former is None or address.place not in self.allowed_ports(address):
+        elif address.place is None:
+            reason = Reason.STARTUP
+        elif address.place not in self.allowed_ports(address):
             reason = Reason.NOT_ALLOWED
         elif verdict.port == address.home:
             reason = Reason.OPERATOR if address.asked else Reason.FAILBACK
@@ -503,14 +510,16 @@ class Policy:
             address.parked_s = None
         if goal is not None or unparked:
             address.announce_at([self.now_s + instant_ms / 1000 for instant_ms in self.config.announce_at_ms])
-        elif not address.announced:
+            address.announced = False
+        elif not address.announced and not address.announce_s:
             address.announce_once(self.now_s)
-        address.announced = True
 
-    def _is_cut_off(self, address: Address) -> bool:
-        """Whether nobody can reach an address though somebody could: its move comes first."""
+    def _is_urgent(self, address: Address) -> bool:
+        """Whether nobody can reach an address though somebody could: until its move has been announced it comes first."""
         verdict = self.verdicts.get(address.ip)
-        return verdict is not None and self.is_usable(verdict.port) and not self.is_usable(address.place or "")
+        if verdict is None or not self.is_usable(verdict.port):
+            return False
+        return not address.announced or not self.is_usable(address.place or "")
 
     # -- results
 
@@ -533,6 +542,7 @@ class Policy:
             case Announce() if action.ip in self.addresses:
                 address = self.addresses[action.ip]
                 address.announce_s = [at_s for at_s in address.announce_s if at_s > self.now_s]
+                address.announced = True
             case _:
                 pass  # a Resync; or what was listed when it was begun is not listed any more
 
