@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ CALLS_CORE = (
 
 # The modules of `rdmaip` that do no I/O.
 RDMAIP_CORE = (
-    "actions", "address", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "retries", "toml_lines",
+    "actions", "address", "announce", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "prober", "retries",
+    "toml_lines",
 )  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
@@ -128,6 +131,15 @@ def test_the_core_of_rdmaip_knows_no_world(name: str) -> None:
     found = imports(ROOT / "rdmaip" / f"{name}.py")
     forbidden = IMPURE | around | {"os", "pyroute2", "click", "rich"}
     assert [wrong for wrong in found if any(is_inside(wrong, module) for module in forbidden)] == []
+
+
+def test_the_netlink_codec_opens_nothing_and_is_imported_by_few() -> None:
+    """It brings pyroute2, which takes 80 ms to import: programs that have nothing to do with netlink must not pay for it."""
+    assert [name for name in imports(ROOT / "rdmaip/rtnetlink.py") if any(is_inside(name, module) for module in IMPURE)] == []
+    users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if any(is_inside(name, "pyroute2") for name in imports(path))}
+    assert users == {"rdmaip/rtnetlink.py"}
+    program = "import sys, rdsx, rdsx.cli; sys.exit(any(name.split('.')[0] == 'pyroute2' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], cwd="/", timeout=60, check=False).returncode == 0
 
 
 def test_the_kernels_stack_does_not_know_ours() -> None:
