@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rdsx.moves import AddressChange, NeighbourChange
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
 from rdsx.rdmaip.events import (
     Barred,
@@ -38,10 +39,12 @@ from rdsx.rdmaip.facts import (
     Trigger,
     Undrain,
 )
+from rdsx.rdmaip.watcher import Watch, watch
 
 __all__ = [
     "Action",
     "AddAddress",
+    "AddressChange",
     "AddressFact",
     "Announce",
     "Barred",
@@ -61,6 +64,7 @@ __all__ = [
     "LinkType",
     "Move",
     "Moved",
+    "NeighbourChange",
     "NeighbourConflict",
     "Parked",
     "PathFact",
@@ -78,4 +82,6 @@ __all__ = [
     "Trigger",
     "Undrain",
     "Unparked",
+    "Watch",
+    "watch",
 ]
