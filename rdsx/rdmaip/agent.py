@@ -39,13 +39,7 @@ __all__ = ["Agent", "MissingCapabilityError"]
 log = logging.getLogger("rdsx.rdmaip")
 
 GROUPS = (
-    Groups.LINK
-    | Groups.IPV4_ADDRESS
-    | Groups.IPV6_ADDRESS
-    | Groups.IPV4_RULE
-    | Groups.IPV6_RULE
-    | Groups.IPV4_ROUTE
-    | Groups.IPV6_ROUTE
+    Groups.LINK | Groups.IPV4_ADDRESS | Groups.IPV6_ADDRESS | Groups.IPV4_RULE | Groups.IPV6_RULE | Groups.IPV4_ROUTE | Groups.IPV6_ROUTE
 )
 CLOCK_S = 10.0  # how often wall time is compared with ours
 MAX_ACTIONS = 1000  # in one go; far more than any plan has, so that a fault of ours cannot hang the host's agent

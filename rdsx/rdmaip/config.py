@@ -10,9 +10,10 @@ import difflib
 import ipaddress
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from rdsx.rdmaip.facts import Snapshot
 from rdsx.rdmaip.toml_lines import Path, find_lines
 
 __all__ = ["CHOICES", "RANGES", "Config", "ConfigError", "Group", "ManagedAddress", "Probe", "parse_config"]
@@ -228,6 +229,13 @@ class Config:
                     raise ConfigError(("group", index, "address", place, "ip"), f"{address.ip} is in group {ips[address.ip]!r} already")
                 ips[address.ip] = group.name
 
+    def discovered(self, snapshot: Snapshot) -> Config:
+        """The same, with what is on the ports now as the addresses of groups that leave them to be discovered.
+
+        Raises ConfigError if there are none, or if one is there as a guest: then nobody knows its home.
+        """
+        return replace(self, groups=tuple(discover(group, snapshot, self.mark) if group.discover else group for group in self.groups))
+
     @property
     def ports(self) -> tuple[str, ...]:
         """All ports, in the order of the file: the order of their routing tables."""
@@ -247,6 +255,26 @@ class Config:
     def table(self, port: str) -> int:
         """The number of a port's routing table."""
         return self.table_base + self.ports.index(port)
+
+
+def discover(group: Group, snapshot: Snapshot, mark: int) -> Group:
+    """A group with the addresses that are on its ports now; each is at home where it is."""
+    excluded = [ipaddress.ip_network(text) for text in group.exclude]
+    found: dict[str, ManagedAddress] = {}
+    for fact in snapshot.addresses:
+        ip = ipaddress.ip_address(fact.ip)
+        if fact.port not in group.ports or not fact.present or ip.is_link_local or any(ip in network for network in excluded):
+            continue
+        if fact.ip in found or (fact.mark == mark and fact.prefix == ip.max_prefixlen):
+            problem = "on two ports" if fact.ip in found else f"a guest on {fact.port}"
+            raise ConfigError(
+                (),
+                f"{fact.ip} is {problem}, so its home is not known: list the addresses of group {group.name!r} instead of discovering them",
+            )
+        found[fact.ip] = ManagedAddress(fact.ip, fact.prefix, fact.port)
+    if not found:
+        raise ConfigError((), f"the ports of group {group.name!r} have no address; give them some, or list them in the file")
+    return replace(group, addresses=tuple(found.values()), subnets=group.subnets, discover=False)
 
 
 def parse_config(text: str, file: str = "configuration") -> Config:

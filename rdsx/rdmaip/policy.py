@@ -61,6 +61,7 @@ from rdsx.rdmaip.retries import Retries, RetryKey
 __all__ = ["CommandError", "Policy"]
 
 RESYNC_S = 60.0  # everything is read back so often, to heal what was missed
+HISTORY = 20  # events that `status` shows
 CONFLICT_QUIET_S = 60.0  # between two reports that somebody claims the same address
 
 REASONS = {
@@ -106,6 +107,7 @@ class Policy:
         self.resync_s = inf  # when to read everything back
         self.conflicts_s: dict[str, float] = {}
         self.events: deque[Event] = deque()
+        self.history: deque[Event] = deque(maxlen=HISTORY)
         self._configure(config)
 
     # -- the contract
@@ -168,7 +170,11 @@ class Policy:
 
     def poll_event(self) -> Event | None:
         """The oldest event that was not taken yet, or None."""
-        return self.events.popleft() if self.events else None
+        if not self.events:
+            return None
+        event = self.events.popleft()
+        self.history.append(event)
+        return event
 
     def next_deadline(self) -> float | None:
         """When to call `handle_timeout` if no fact comes before; None: not at all."""

@@ -21,8 +21,8 @@ CALLS_CORE = (
 
 # The modules of `rdmaip` that do no I/O.
 RDMAIP_CORE = (
-    "actions", "address", "announce", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "prober", "retries",
-    "toml_lines",
+    "actions", "address", "announce", "checks", "config", "echoes", "events", "facts", "oracle", "placement", "plan", "planner", "policy",
+    "port", "prober", "retries", "snapshot_file", "status", "toml_lines", "wording",
 )  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
