@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rdsx.moves import AddressChange, NeighbourChange
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
 from rdsx.rdmaip.config import Config, ConfigError, Group, ManagedAddress, Probe, parse_config
 from rdsx.rdmaip.events import (
@@ -41,10 +42,12 @@ from rdsx.rdmaip.facts import (
     Undrain,
 )
 from rdsx.rdmaip.policy import CommandError, Policy
+from rdsx.rdmaip.watcher import Watch, watch
 
 __all__ = [
     "Action",
     "AddAddress",
+    "AddressChange",
     "AddressFact",
     "Announce",
     "Barred",
@@ -69,6 +72,7 @@ __all__ = [
     "ManagedAddress",
     "Move",
     "Moved",
+    "NeighbourChange",
     "NeighbourConflict",
     "Parked",
     "PathFact",
@@ -89,5 +93,7 @@ __all__ = [
     "Trigger",
     "Undrain",
     "Unparked",
+    "Watch",
     "parse_config",
+    "watch",
 ]

@@ -20,7 +20,7 @@ ARPHRD_INFINIBAND = 32
 
 
 class KernelState:
-    """Links, source rules and private routes as they are now. Addresses are passed on, not kept: the policy keeps them."""
+    """Links, source rules and private routes as they are now. Which addresses there are the policy keeps; here it is only how many."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -31,6 +31,7 @@ class KernelState:
         self._indices: dict[str, int] = {}  # of ports
         self._rules: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)  # by address: (priority, table)
         self._routes: defaultdict[str, set[IpNetwork]] = defaultdict(set)  # by port
+        self._ipv4: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)  # by port: addresses with prefix, also those of others
         self.needs_resync = False
         """Something happened after which only a dump tells what is there."""
 
@@ -64,6 +65,7 @@ class KernelState:
         self._links, self._indices = {}, {}
         self._rules.clear()
         self._routes.clear()
+        self._ipv4.clear()
         self.needs_resync = False
         messages = list(messages)
         # Links first: everything else names them by number.
@@ -73,7 +75,7 @@ class KernelState:
         addresses = []
         for message in messages:
             if isinstance(message, Address):
-                addresses += self._address_facts(message)
+                addresses += self._handle_address(message)
             elif isinstance(message, Rule):
                 self._handle_rule(message)
             elif isinstance(message, Route):
@@ -96,7 +98,9 @@ class KernelState:
                     facts.append(self._link_fact(port))
                     routes[port] = None
             elif isinstance(message, Address):
-                facts += self._address_facts(message)
+                for fact in self._handle_address(message):
+                    facts.append(fact)
+                    routes[fact.port] = None
             elif isinstance(message, Rule):
                 rules.update(dict.fromkeys(self._handle_rule(message)))
             elif isinstance(message, Route):
@@ -124,7 +128,7 @@ class KernelState:
         changed = []
         if before is not None and (link.gone or before.name != link.name) and self._indices.get(before.name) == link.index:
             del self._indices[before.name]
-            self._routes.pop(before.name, None)
+            self._forget(before.name)
             changed.append(before.name)
         if link.gone:
             self._links.pop(link.index, None)
@@ -135,16 +139,30 @@ class KernelState:
                 # Its addresses were reported under another name, or before it came to this namespace.
                 self.needs_resync = self.needs_resync or before is not None
                 self._indices[link.name] = link.index
-                self._routes.pop(link.name, None)
+                self._forget(link.name)
             if not link.is_up:
                 self._routes.pop(link.name, None)  # the kernel drops them with the port, and for IPv4 says nothing
             changed.append(link.name)
         return changed
 
-    def _address_facts(self, address: Address) -> list[AddressFact]:
+    def _forget(self, port: str) -> None:
+        """The interface of that name is another one."""
+        self._routes.pop(port, None)
+        self._ipv4.pop(port, None)
+
+    def _handle_address(self, address: Address) -> list[AddressFact]:
         port = self.port_of(address.index)
         if port is None:
             return []
+        if address.ip.version == 4:
+            entry = str(address.ip), address.prefix
+            if not address.gone:
+                self._ipv4[port].add(entry)
+            elif entry in self._ipv4[port]:
+                self._ipv4[port].discard(entry)
+                if not self._ipv4[port]:
+                    # With a port's last address the kernel drops its IPv4 routes, in all tables, and says nothing.
+                    self._routes[port] = {destination for destination in self._routes[port] if destination.version == 6}
         return [AddressFact(str(address.ip), port, address.prefix, not address.gone, address.mark, address.has_failed)]
 
     def _handle_rule(self, rule: Rule) -> list[str]:

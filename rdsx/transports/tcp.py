@@ -7,13 +7,15 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
 from rdsx.addresses import Host, parse_host
 from rdsx.config import NodeConfig
+from rdsx.moves import Changes, Progress
+from rdsx.transports.local import watch_addresses
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["TcpNetwork"]
 
 BACKLOG = 64  # as rds_tcp listens
+
+# What TCP_INFO (struct tcp_info of linux/tcp.h) says of a stream's progress: retransmissions and zero-window probes since the peer last
+# answered; bytes that it has acknowledged, and that came from it (since Linux 4.1).
+TCP_INFO = struct.Struct("=2x B B 116x Q Q")
 
 
 class TcpStream:
@@ -67,6 +73,18 @@ class TcpStream:
             raise OSError(errno.ENOTCONN, "the stream is broken")
         count: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, b"\0" * 4))[0]
         return count
+
+    def progress(self) -> Progress | None:
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            outstanding_bytes = self.unacknowledged()
+        except OSError:
+            return None
+        if len(info) < TCP_INFO.size:
+            return None
+        retransmissions, probes, acknowledged_bytes, received_bytes = TCP_INFO.unpack(info)
+        # One probe may be on its way; its answer takes the count back to none.
+        return Progress(outstanding_bytes, acknowledged_bytes + received_bytes, is_stalled=retransmissions > 0 or probes > 1)
 
     def shutdown_write(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
@@ -127,6 +145,10 @@ class TcpNetwork:
         ):
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def watch(self, hosts: Iterable[Host]) -> Changes | None:
+        """See `moves.Watched`."""
+        return watch_addresses(hosts)
 
     async def listen(self, local: Host, port: int) -> TcpListener:
         sock = trio.socket.socket(socket.AF_INET6 if local.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)

@@ -200,6 +200,7 @@ def reasons_in_the_code() -> set[str]:
         r'count_drop\("(\w+)"\)',
         r'_refuse\(\w+, "(\w+)", ',
         r'_warn\("(\w+)", ',
+        r'_judge\(\w+, "(\w+)", ',
         r'WireError\("(\w+)"',
         r'\.drop\("(\w+)"',
         r'\breason = "(\w+)"',

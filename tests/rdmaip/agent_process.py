@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 import trio
@@ -76,8 +77,9 @@ async def obey(channel: socket.socket, agent: Agent) -> None:
 
 
 def plain(event: Any) -> dict[str, Any]:
-    """An event as JSON has it: its kind, and its fields; enums by their values."""
-    return {"event": type(event).__name__} | {field.name: as_json(getattr(event, field.name)) for field in dataclasses.fields(event)}
+    """An event as JSON has it: its kind, and its fields; enums by their values, and times on CLOCK_MONOTONIC, which all processes share."""
+    fields = {field.name: as_json(getattr(event, field.name)) for field in dataclasses.fields(event)}
+    return {"event": type(event).__name__} | fields | {"at_s": event.at_s - trio.current_time() + time.monotonic()}
 
 
 def as_json(value: Any) -> Any:

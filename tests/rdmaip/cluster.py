@@ -26,9 +26,9 @@ FAMILIES = {
 }
 
 
-def homes(number: int, families: Iterable[str]) -> dict[str, str]:
+def homes(number: int, families: Iterable[str], ports: Iterable[str] = ("p0", "p1")) -> dict[str, str]:
     """Home port of each address, with its prefix length, of a host."""
-    return {text.format(number): port for family in families for port, text in FAMILIES[family].items()}
+    return {FAMILIES[family][port].format(number): port for family in families for port in ports}
 
 
 def config_text(addresses: dict[str, str], *, ports: Iterable[str] = ("p0", "p1"), group: str = "", **settings: object) -> str:
@@ -158,9 +158,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(names: Iterable[str], *, families: Iterable[str] = ("ipv4",), ports: int = 2) -> Iterator[Cluster]:
-    """Hosts, without agents and traffic yet, with the addresses that their agents will place."""
-    names = list(names)
-    addresses = {name: homes(number, families) for number, name in enumerate(names, 1)}
-    with open_topology(names, ports=ports) as topology, Zygote() as zygote:
+def open_cluster(names: Iterable[str], *, families: Iterable[str] = ("ipv4",), at: Iterable[str] = ("p0", "p1")) -> Iterator[Cluster]:
+    """Hosts, without agents and traffic yet, with the addresses that their agents will place: those at home on the ports `at`."""
+    names, families, at = list(names), list(families), list(at)
+    addresses = {name: homes(number, families, at) for number, name in enumerate(names, 1)}
+    with open_topology(names) as topology, Zygote() as zygote:
         yield Cluster(topology, zygote, addresses)

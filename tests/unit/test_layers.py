@@ -133,9 +133,13 @@ def test_the_core_of_rdmaip_knows_no_world(name: str) -> None:
     assert [wrong for wrong in found if any(is_inside(wrong, module) for module in forbidden)] == []
 
 
-def test_the_netlink_codec_opens_nothing_and_is_imported_by_few() -> None:
+@pytest.mark.parametrize("name", ["moves", "rdmaip/rtnetlink", "rdmaip/picture"])
+def test_what_tells_of_moves_knows_no_world(name: str) -> None:
+    assert [found for found in imports(ROOT / f"{name}.py") if any(is_inside(found, module) for module in IMPURE)] == []
+
+
+def test_the_netlink_codec_is_imported_by_few() -> None:
     """It brings pyroute2, which takes 80 ms to import: programs that have nothing to do with netlink must not pay for it."""
-    assert [name for name in imports(ROOT / "rdmaip/rtnetlink.py") if any(is_inside(name, module) for module in IMPURE)] == []
     users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if any(is_inside(name, "pyroute2") for name in imports(path))}
     assert users == {"rdmaip/rtnetlink.py"}
     program = "import sys, rdsx, rdsx.cli; sys.exit(any(name.split('.')[0] == 'pyroute2' for name in sys.modules))"

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import mmap
+from collections.abc import Iterable
 
 import trio
 
@@ -18,7 +19,9 @@ from rdsx._fast import Path
 from rdsx._rings import Rings, ring_bytes, verbs_nic
 from rdsx.addresses import Host
 from rdsx.config import NodeConfig
+from rdsx.moves import Changes
 from rdsx.transports.base import LinkOwner
+from rdsx.transports.local import watch_addresses
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
 from rdsx.transports.verbs.device import QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
@@ -113,6 +116,10 @@ class VerbsListener:
                 "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
             )
 
+    def reopen(self) -> None:
+        """See `transports.verbs.cm.Listener`."""
+        self._listener.reopen()
+
     def close(self) -> None:
         self._listener.close()
 
@@ -129,6 +136,7 @@ class VerbsNetwork:
         self._config = config
         self.refused: Refused = self._log_refused
         self._manager: ConnectionManager | None = None
+        self._listeners: dict[str, VerbsListener] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle events until cancelled; then wait for the links to let go, and close everything."""
@@ -138,7 +146,16 @@ class VerbsNetwork:
 
     async def listen(self, local: Host, port: int) -> VerbsListener:
         """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
-        return VerbsListener(await self.manager.listen(local), self)
+        listener = self._listeners[local.key] = VerbsListener(await self.manager.listen(local), self)
+        return listener
+
+    def watch(self, hosts: Iterable[Host]) -> Changes | None:
+        """See `moves.Watched`."""
+        return watch_addresses(hosts)
+
+    def address_moved(self, local: str) -> None:
+        """An address of ours is on another port, and what listens is bound to a device."""
+        self._listeners[local].reopen()
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
         """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""

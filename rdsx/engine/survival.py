@@ -1,0 +1,41 @@
+"""Whether a link outlives a move of one of its addresses. No I/O.
+
+A byte stream mostly does: what was lost on the way is sent again, now over the new one. But one that stood still for long has
+learned to try rarely, and sleeps on after the way is free again: after 8 s of silence for up to 6 s more. To drop such a link and dial
+again takes a millisecond. So a link that moves bytes after the move is kept, and one that has given up waiting for an answer is not.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from rdsx.moves import Progress
+
+__all__ = ["LOOK_AGAIN_S", "Trial", "Verdict"]
+
+LOOK_AGAIN_S = 0.3  # longer than TCP's shortest retransmission timeout, 0.2 s: by then a lost segment has been sent again
+
+
+class Verdict(Enum):
+    KEEP = "keep"  # it has survived
+    WAIT = "wait"  # look again after LOOK_AGAIN_S
+    DROP = "drop"  # it would sleep on
+
+
+class Trial:
+    """One link, from a move until it is known to have survived, or not to."""
+
+    def __init__(self) -> None:
+        self._passed_bytes: int | None = None
+
+    def look(self, now: Progress) -> Verdict:
+        """`now`: how the stream fares, first at the move, then each time after LOOK_AGAIN_S.
+
+        Bytes that are on their way and were not sent again yet say nothing: they may be a millisecond old.
+        """
+        before, self._passed_bytes = self._passed_bytes, now.passed_bytes
+        if before is not None and now.passed_bytes != before:
+            return Verdict.KEEP
+        if now.is_stalled:
+            return Verdict.DROP
+        return Verdict.WAIT if before is None or now.outstanding_bytes else Verdict.KEEP
