@@ -25,8 +25,8 @@ __all__ = ["TcpNetwork"]
 BACKLOG = 64  # as rds_tcp listens
 
 # What TCP_INFO (struct tcp_info of linux/tcp.h) says of a stream's progress: retransmissions and zero-window probes since the peer last
-# answered; bytes that it has acknowledged, and that came from it (since Linux 4.1).
-TCP_INFO = struct.Struct("=2x B B 116x Q Q")
+# acknowledged anything; bytes that it has acknowledged (since Linux 4.1).
+TCP_INFO = struct.Struct("=2x B B 116x Q")
 
 
 class TcpStream:
@@ -82,9 +82,9 @@ class TcpStream:
             return None
         if len(info) < TCP_INFO.size:
             return None
-        retransmissions, probes, acknowledged_bytes, received_bytes = TCP_INFO.unpack(info)
+        retransmissions, probes, acknowledged_bytes = TCP_INFO.unpack(info)
         # One probe may be on its way; its answer takes the count back to none.
-        return Progress(outstanding_bytes, acknowledged_bytes + received_bytes, is_stalled=retransmissions > 0 or probes > 1)
+        return Progress(outstanding_bytes, acknowledged_bytes, is_stalled=retransmissions > 0 or probes > 1)
 
     def shutdown_write(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
