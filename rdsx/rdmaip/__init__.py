@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rdsx.moves import AddressChange, NeighbourChange
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
+from rdsx.rdmaip.config import Config, ConfigError, Group, ManagedAddress, Probe, parse_config
 from rdsx.rdmaip.events import (
     Barred,
     Conflict,
@@ -16,6 +17,7 @@ from rdsx.rdmaip.events import (
     PortDown,
     PortUp,
     Reason,
+    Refused,
     Settled,
     Unparked,
 )
@@ -39,6 +41,7 @@ from rdsx.rdmaip.facts import (
     Trigger,
     Undrain,
 )
+from rdsx.rdmaip.policy import CommandError, Policy
 from rdsx.rdmaip.watcher import Watch, watch
 
 __all__ = [
@@ -50,6 +53,9 @@ __all__ = [
     "Barred",
     "ClockFact",
     "Command",
+    "CommandError",
+    "Config",
+    "ConfigError",
     "Conflict",
     "Crippled",
     "Drain",
@@ -57,20 +63,25 @@ __all__ = [
     "Event",
     "Fact",
     "Failback",
+    "Group",
     "HardwareFact",
     "HoldExtended",
     "Layer",
     "LinkFact",
     "LinkType",
+    "ManagedAddress",
     "Move",
     "Moved",
     "NeighbourChange",
     "NeighbourConflict",
     "Parked",
     "PathFact",
+    "Policy",
     "PortDown",
     "PortUp",
+    "Probe",
     "Reason",
+    "Refused",
     "RemoveAddress",
     "Restore",
     "Resync",
@@ -83,5 +94,6 @@ __all__ = [
     "Undrain",
     "Unparked",
     "Watch",
+    "parse_config",
     "watch",
 ]

@@ -11,13 +11,12 @@ import os
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
 
 from rdsx.rdmaip.announce import ALL_NODES, REPLY, REQUEST, emit_advertisement, emit_arp
 
-__all__ = ["AnnounceForm", "Announcer", "emit_link_address"]
+__all__ = ["Announcer", "emit_link_address"]
 
-AnnounceForm = Literal["request", "reply", "both"]
+OPERATIONS = {"request": (REQUEST,), "reply": (REPLY,), "both": (REQUEST, REPLY)}
 
 ETH_P_ARP = 0x0806
 ICMPV6_FILTER = 1  # linux/icmpv6.h; a set bit blocks that type
@@ -30,13 +29,13 @@ libc.sendto.restype = ctypes.c_ssize_t
 
 
 class Announcer:
-    """Tells peers which port an address is on. Close it when done.
+    """Tells peers which port an address is on, by ARP in the form "request", "reply" or "both". Close it when done.
 
     Raises PermissionError when made without CAP_NET_RAW.
     """
 
-    def __init__(self, form: AnnounceForm = "request") -> None:
-        self._operations = {"request": (REQUEST,), "reply": (REPLY,), "both": (REQUEST, REPLY)}[form]
+    def __init__(self, form: str = "request") -> None:
+        self.form = form
         # Protocol 0: it receives nothing. Cooked (DGRAM): the kernel writes the link header, for IPoIB as for Ethernet.
         self._packet = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         try:
@@ -57,7 +56,7 @@ class Announcer:
         if isinstance(address, IPv6Address):
             self._advertise(address, interface, link)
         else:
-            for operation in self._operations:
+            for operation in OPERATIONS[self.form]:
                 packet = emit_arp(operation, address, link, address, link if operation == REPLY else None)
                 send_cooked(self._packet, packet, interface, broadcast)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from rdsx.rdmaip.actions import Action
+
 __all__ = [
     "Barred",
     "Conflict",
@@ -20,6 +22,7 @@ __all__ = [
     "PortDown",
     "PortUp",
     "Reason",
+    "Refused",
     "Settled",
     "Unparked",
 ]
@@ -47,7 +50,7 @@ class Reason(Enum):
     DRAINED = "drained"
     FAILBACK = "failback"
     OPERATOR = "operator"
-    STARTUP = "startup"  # it was somewhere else, or nowhere, when the policy first looked
+    STARTUP = "startup"  # it was somewhere else, or nowhere, when it was first looked at
     REMOVED = "removed"  # somebody else took it away
     NOT_ALLOWED = "not allowed"  # the port's tag or the configuration has changed
     BARRED = "barred"  # the kernel refused it where it should have gone
@@ -56,8 +59,9 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """An address is on `to_port` now and nowhere else. `from_port` is None if it was nowhere.
+    """An address is on `to_port` now and nowhere else. It was on `from_port` last, which is the same port after it had been taken away.
 
+    `from_port` is None if it was nowhere.
     `outage_s`: since its old port became unusable, or since it was gone; 0 for a move between usable ports.
     """
 
@@ -71,11 +75,11 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """No usable port for an address: it stays where it is, on `port`. `why`: each port of its group and the layer that is clear."""
+    """No usable port for an address: it stays on `port`, or nowhere for None. `why`: each of its ports and what is wrong with it."""
 
     ip: str
-    port: str
-    why: tuple[tuple[str, Layer], ...]
+    port: str | None
+    why: tuple[tuple[str, str], ...]
     at_s: float
 
 
@@ -130,10 +134,20 @@ class HoldExtended:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """The kernel refused an action on an address and port with `error` (an errno); it is tried again after `for_s`, elsewhere before."""
+    """The kernel refused an address on a port with `error` (an errno); for `for_s` seconds it goes to other ports only."""
 
     ip: str
     port: str
+    error: int
+    for_s: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The kernel refused another action with `error` (an errno); it is tried again after `for_s` seconds."""
+
+    action: Action
     error: int
     for_s: float
     at_s: float
@@ -154,11 +168,11 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Crippled:
-    """A permission is missing: nothing is changed any more until the agent starts again. `doing` is the action, `capability` its name."""
+    """A permission is missing: nothing is changed any more until the agent starts again. `capability` is its name."""
 
-    doing: str
+    action: Action
     capability: str
     at_s: float
 
 
-Event = Moved | Parked | Unparked | PortUp | PortDown | Settled | HoldExtended | Barred | Conflict | Crippled
+Event = Moved | Parked | Unparked | PortUp | PortDown | Settled | HoldExtended | Barred | Refused | Conflict | Crippled

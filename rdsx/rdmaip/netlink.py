@@ -152,10 +152,13 @@ class Commands(NetlinkSocket):
                     raise_refusal(message)
                     return
 
-    def dump(self, what: Dump, family: int = 0) -> list[Message]:
-        """A whole table, as it was at one moment; family AF_INET or AF_INET6, 0 for both. OSError if that cannot be had."""
+    def dump(self, what: Dump, family: int = 0, *, index: int = 0) -> list[Message]:
+        """A whole table, as it was at one moment; family AF_INET or AF_INET6, 0 for both. OSError if that cannot be had.
+
+        `index`: only the neighbours on this interface.
+        """
         for _ in range(MAX_DUMPS):
-            messages = self._dump(rtnetlink.dump(what, family))
+            messages = self._dump(rtnetlink.dump(what, family, index=index))
             if messages is not None:
                 return messages
         raise OSError(errno.EBUSY, f"the kernel's {what.name.lower()} change faster than they can be read ({MAX_DUMPS} attempts)")

@@ -38,6 +38,7 @@ __all__ = [
     "dump",
     "parse",
     "remove_address",
+    "remove_neighbour",
     "remove_route",
     "remove_rule",
 ]
@@ -58,6 +59,7 @@ NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x100, 0x200, 0x400
 AF_INET, AF_INET6 = 2, 10
 IFF_UP, IFF_LOWER_UP, IFF_DORMANT = 0x1, 0x10000, 0x20000
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x80, 0x200
+NUD_INCOMPLETE = 0x01
 NUD_VALID = 0xDE  # REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the hardware address is known
 RT_TABLE_UNSPEC, RT_TABLE_COMPAT = 0, 252
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
@@ -144,6 +146,11 @@ class Neighbour:
     state: int
     """NUD_*."""
     gone: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """It has been asked for its hardware address, and packets may wait for the answer."""
+        return self.state == NUD_INCOMPLETE
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,10 +369,15 @@ def network(text: str | None, length: int) -> IpNetwork | None:
 # -- requests to bytes; the socket fills in the sequence number
 
 
-def dump(what: Dump, family: int = 0) -> bytes:
-    """Ask for a whole table; family AF_INET or AF_INET6, 0 for both."""
+def dump(what: Dump, family: int = 0, *, index: int = 0) -> bytes:
+    """Ask for a whole table; family AF_INET or AF_INET6, 0 for both. `index`: only the neighbours on this interface."""
     classes = {Dump.LINKS: ifinfmsg, Dump.ADDRESSES: ifaddrmsg, Dump.ROUTES: rtmsg, Dump.NEIGHBOURS: ndmsg, Dump.RULES: fibmsg}
-    return encoded(classes[what], what, NLM_F_DUMP, {"family": family}, {})
+    return encoded(classes[what], what, NLM_F_DUMP, {"family": family}, {"NDA_IFINDEX": index} if index else {})
+
+
+def remove_neighbour(index: int, ip: IpAddress) -> bytes:
+    """Forget a neighbour; packets that wait for its hardware address are dropped. ENOENT if it is not known."""
+    return encoded(ndmsg, RTM_DELNEIGH, 0, {"family": family_of(ip), "ifindex": index}, {"NDA_DST": str(ip)})
 
 
 def add_address(

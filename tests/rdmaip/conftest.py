@@ -11,13 +11,18 @@ import pytest
 from rdmaip.topology import Topology, obstacle, open_topology
 
 
-@pytest.fixture
-def make_topology() -> Iterator[Callable[..., Topology]]:
-    """`open_topology` until the end of the test."""
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where network namespaces cannot be made."""
     why = obstacle()
     if why is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"network namespaces cannot be had here: {why}")
         pytest.skip(f"network namespaces: {why}")
+
+
+@pytest.fixture
+def make_topology(namespaces: None) -> Iterator[Callable[..., Topology]]:
+    """`open_topology` until the end of the test."""
     with ExitStack() as stack:
         yield lambda *names, **options: stack.enter_context(open_topology(names, **options))

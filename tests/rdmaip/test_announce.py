@@ -20,7 +20,10 @@ from rdsx.rdmaip.announce import (
     emit_advertisement,
     emit_arp,
     emit_arp_probe,
+    emit_solicitation,
+    parse_advertisement_untrusted,
     parse_arp_untrusted,
+    solicited_node,
 )  # fmt: skip
 from rdsx.rdmaip.announcer import Announcer, emit_link_address
 
@@ -49,7 +52,7 @@ def test_request_on_ipoib() -> None:
 
 def test_probe_teaches_nobody() -> None:
     expected = "0001 0800 06 04 0001  0a0000000001 00000000  000000000000 0a09000b"
-    assert emit_arp_probe(None, MAC, IPV4) == bytes.fromhex(expected)
+    assert emit_arp_probe(MAC, IPV4) == bytes.fromhex(expected)
 
 
 def test_advertisement_on_ethernet() -> None:
@@ -60,6 +63,12 @@ def test_advertisement_on_ethernet() -> None:
 def test_advertisement_on_ipoib() -> None:
     expected = f"88 00 0000 20000000  fd09 0000 0000 0000 0000 0000 0000 0011  02 03 0000 {IPOIB.hex()}"
     assert emit_advertisement(IPV6, IPOIB) == bytes.fromhex(expected)
+
+
+def test_solicitation() -> None:
+    expected = "87 00 0000 00000000  fd09 0000 0000 0000 0000 0000 0000 0011  01 01 0a0000000001"
+    assert emit_solicitation(IPV6, MAC) == bytes.fromhex(expected)
+    assert solicited_node(IPv6Address("fd09::12:3456")) == IPv6Address("ff02::1:ff12:3456")
 
 
 @pytest.mark.parametrize("link", [b"", bytes(8), bytes(21)])
@@ -81,11 +90,34 @@ def test_any_bytes_are_a_packet_or_none(packet: bytes) -> None:
     assert found is None or emit_arp(found[0], found[1], found[2], IPV4)[:8] == packet[:8]
 
 
+@given(st.ip_addresses(v=6), st.sampled_from([6, 20]).flatmap(lambda n: st.binary(min_size=n, max_size=n)), st.sampled_from([8, 16, 24]))
+def test_advertisements_are_read_back_behind_other_options(address: IPv6Address, link: bytes, other: int) -> None:
+    packet = emit_advertisement(address, link)
+    assert parse_advertisement_untrusted(packet) == (address, link)
+    option = bytes([14, other // 8]) + bytes(other - 2)  # a nonce
+    assert parse_advertisement_untrusted(packet[:24] + option + packet[24:]) == (address, link)
+
+
+@given(st.binary(max_size=64), st.integers(0, 64))
+def test_any_bytes_are_an_advertisement_or_none(tail: bytes, length: int) -> None:
+    packet = (emit_advertisement(IPV6, MAC)[:24] + tail)[:length]
+    found = parse_advertisement_untrusted(packet)
+    assert found is None or (found[0] == IPV6 and len(found[1]) in (6, 20) and found[1] in tail)
+
+
+def test_an_option_without_length_ends_the_packet() -> None:
+    assert parse_advertisement_untrusted(emit_advertisement(IPV6, MAC)[:24] + bytes([2, 0]) + bytes(6)) is None
+    assert parse_advertisement_untrusted(emit_solicitation(IPV6, MAC)) is None
+
+
 @pytest.mark.parametrize("link", [MAC, IPOIB])
 def test_every_byte_counts(link: bytes) -> None:
     packet = emit_arp(REQUEST, IPV4, link, IPV4)
     for length in range(len(packet)):
         assert parse_arp_untrusted(packet[:length]) is None
+    advertisement = emit_advertisement(IPV6, link)
+    for length in range(len(advertisement)):
+        assert parse_advertisement_untrusted(advertisement[:length]) is None
 
 
 def test_socket_address_has_room_for_ipoib() -> None:
@@ -158,7 +190,7 @@ def test_peer_believes(make_topology: Callable[..., Topology], form: str) -> Non
         there.ip(f"neighbour replace {address} dev p0 lladdr 02:00:00:00:00:99 nud reachable")
     index, mac = interface(here, "p1")
     with here.inside():
-        announcer = Announcer(form)  # type: ignore[arg-type]
+        announcer = Announcer(form)
     with closing(announcer):
         for address in (IPV4, IPV6):
             announcer.announce(address, index, mac, ETHERNET_BROADCAST)

@@ -20,7 +20,10 @@ CALLS_CORE = (
 )  # fmt: skip
 
 # The modules of `rdmaip` that do no I/O.
-RDMAIP_CORE = ("actions", "announce", "events", "facts")
+RDMAIP_CORE = (
+    "actions", "address", "announce", "config", "echoes", "events", "facts", "placement", "planner", "policy", "port", "prober", "retries",
+    "toml_lines",
+)  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
 
