@@ -71,7 +71,7 @@ def test_addresses_are_usable_at_once(make_cluster: Callable[..., Cluster]) -> N
     """N7: while its other copy is still there, an IPv6 address is never tentative, and never found to be a duplicate."""
     cluster = make_cluster("h1", families=("ipv6",))
     cluster.start_agents()
-    for index in range(4):
+    for index in range(20):
         to = "p1" if index % 2 == 0 else "p0"
         cluster.command("h1", "Move", ip="fd09::11", port=to)
         shown = cluster.hosts["h1"].ip_output(f"-6 -o address show dev {to} to fd09::11")
@@ -219,6 +219,25 @@ def test_an_unmanaged_address_shares_the_dead_port(make_cluster: Callable[..., C
     assert "10.9.0.99" in host.addresses()["p0"]
     for address in ("10.9.0.11", "10.9.0.12"):
         assert " dev p1 " in host.ip_output(f"route get 10.9.0.21 from {address}")
+    cluster.finish()
+
+
+def test_a_port_is_left_without_any_address(make_cluster: Callable[..., Cluster]) -> None:
+    """With its last IPv4 address the kernel drops a port's routes, and says nothing: they are there when the address returns."""
+    cluster = make_cluster(*BOTH, at=["p0"])
+    cluster.start_agents()
+    cluster.start_traffic()
+    host = cluster.hosts["h1"]
+    tables = [host.ip_output(f"-4 route show table {table}") for table in (18900, 18901)]
+    assert all("10.9.0.0/24" in table for table in tables)
+    for index in range(12):
+        to = "p1" if index % 2 == 0 else "p0"
+        cluster.command("h1", "Move", ip="10.9.0.11", port=to)
+        assert host.addresses() == {"p0": set(), "p1": set()} | {to: {"10.9.0.11"}}
+        assert [host.ip_output(f"-4 route show table {table}") for table in (18900, 18901)] == tables
+        cluster.await_progress(1)
+    gap_s, pair = cluster.longest_gap_s()
+    assert gap_s < SILENCE_S, pair
     cluster.finish()
 
 

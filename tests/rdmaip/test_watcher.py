@@ -101,8 +101,8 @@ async def test_after_an_overrun_the_tables_count(hosts: tuple[Host, Host], monke
         index, _ = hardware_of(one, "p1")
         ip = ipaddress.ip_address("10.9.0.7")
         for number in range(201):
-            request = rtnetlink.remove_address(index, ip, 32) if number % 2 else rtnetlink.add_address(
-                index, ip, 32, mark=0, prefix_route=False
+            request = (
+                rtnetlink.remove_address(index, ip, 32) if number % 2 else rtnetlink.add_address(index, ip, 32, mark=0, prefix_route=False)
             )
             commands.execute(request)
         one.ip(f"addr add {IPV4}/32 dev p1", f"addr del {IPV4}/24 dev p0")
