@@ -108,6 +108,8 @@ class Follower:
         observed = self._observed.get(supervisor)
         if observed is None or observed.link is not link:
             self._look(supervisor, Observation(link, reason, moved))
+        elif moved:  # a move in two steps: there first, gone from where it was a moment later
+            observed.moved = True
 
     # -- links under trial
 

@@ -65,8 +65,8 @@ class Progress:
 
     outstanding_bytes: int
     """Sent, and not acknowledged by the peer's end of the stream."""
-    passed_bytes: int
-    """Acknowledged and received, ever."""
+    acknowledged_bytes: int
+    """Acknowledged, ever. What was received says nothing of the way out."""
     is_stalled: bool
     """Something was sent again because no answer came in time; on TCP that is 200 ms at least. From then on it is tried more and more
     rarely."""

@@ -2,7 +2,9 @@
 
 A byte stream mostly does: what was lost on the way is sent again, now over the new one. But one that stood still for long has
 learned to try rarely, and sleeps on after the way is free again: after 8 s of silence for up to 6 s more. To drop such a link and dial
-again takes a millisecond. So a link that moves bytes after the move is kept, and one that has given up waiting for an answer is not.
+again takes a millisecond. So a link on which something was acknowledged after the move is kept, and one that has given up waiting for an
+answer is not. What the peer sends does not count: over IPv6 our segments can be caught for 3 s in the queue of a neighbour that the dead
+port still asks for. TCP does not send again what has not left the host, and all the while the peer's data pass.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ class Trial:
     """One link, from a move until it is known to have survived, or not to."""
 
     def __init__(self) -> None:
-        self._passed_bytes: int | None = None
+        self._acknowledged_bytes: int | None = None
 
     def look(self, now: Progress) -> Verdict:
         """`now`: how the stream fares, first at the move, then each time after LOOK_AGAIN_S.
 
         Bytes that are on their way and were not sent again yet say nothing: they may be a millisecond old.
         """
-        before, self._passed_bytes = self._passed_bytes, now.passed_bytes
-        if before is not None and now.passed_bytes != before:
+        before, self._acknowledged_bytes = self._acknowledged_bytes, now.acknowledged_bytes
+        if before is not None and now.acknowledged_bytes != before:
             return Verdict.KEEP
         if now.is_stalled:
             return Verdict.DROP

@@ -167,8 +167,8 @@ class VirtualStream:
         except OSError:
             return None
         waits_s = now_s - self.outbound.segments[0][0] if self.outbound.segments else 0.0
-        passed_bytes = self.outbound.sent - self.outbound.held + self.inbound.sent - self.inbound.held
-        return Progress(outstanding_bytes, passed_bytes, is_stalled=self._partitioned() and waits_s >= RETRANSMIT_S)
+        is_stalled = self._partitioned() and waits_s >= RETRANSMIT_S
+        return Progress(outstanding_bytes, self.outbound.sent - outstanding_bytes, is_stalled)
 
     def shutdown_write(self) -> None:
         self._check(trio.current_time())

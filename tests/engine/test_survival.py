@@ -44,7 +44,7 @@ def test_only_what_stands_still_is_dropped(looks: list[Progress]) -> None:
         verdict = trial.look(now)
         if verdict is Verdict.DROP:
             assert now.is_stalled
-            assert before is None or now.passed_bytes == before.passed_bytes
+            assert before is None or now.acknowledged_bytes == before.acknowledged_bytes
         if verdict is Verdict.WAIT and before is not None:
             assert now.outstanding_bytes
         if verdict is not Verdict.WAIT:

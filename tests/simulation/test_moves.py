@@ -252,6 +252,17 @@ def test_a_return_is_no_move() -> None:
     run(told, story, seed=1)
 
 
+def test_a_move_in_two_steps_is_one() -> None:
+    async def story(one: Scene, script: Script) -> None:
+        script.tell(AddressChange(SMALLER, ("p0",), ("p0", "p1")))
+        await trio.sleep(0.02)
+        script.tell(AddressChange(SMALLER, ("p0", "p1"), ("p1",)))
+        await trio.sleep(1)
+        assert one.survived == [1, 0]
+
+    run(told, story, seed=1)
+
+
 def test_a_move_by_way_of_nowhere_is_one() -> None:
     async def story(one: Scene, script: Script) -> None:
         script.tell(AddressChange(SMALLER, ("p0",), ()))
