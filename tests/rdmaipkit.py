@@ -4,19 +4,24 @@ what they were told. `Agent` carries out what a policy wants on it, as the real 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import trio
+
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
 from rdsx.rdmaip.config import Config, Group, ManagedAddress
 from rdsx.rdmaip.events import Event
-from rdsx.rdmaip.facts import AddressFact, Fact, LinkFact, RouteFact, RuleFact, Snapshot
+from rdsx.rdmaip.facts import AddressFact, Command, Fact, LinkFact, RouteFact, RuleFact, Snapshot
 from rdsx.rdmaip.policy import Policy
+from rdsx.rdmaip.status import Status, status_of
 
-__all__ = ["Agent", "FakeHost", "addresses_of", "config_of"]
+__all__ = ["Agent", "FakeControlled", "FakeHost", "addresses_of", "config_of"]
 
+READING_S = 0.25  # how long it takes until the first snapshot is there
 MAX_ACTIONS = 1000  # a plan longer than this does not end
 
 
@@ -139,7 +144,7 @@ class Agent:
     def __init__(self, host: FakeHost, now_s: float = 0.0, make: Callable[[Config, float], Policy] = Policy) -> None:
         self.host = host
         self.now_s = now_s
-        self.policy = make(host.config, now_s)
+        self.policy = make(host.config, now_s - READING_S)
         host.reports.clear()
         self.policy.handle(host.snapshot(), now_s)
 
@@ -190,3 +195,35 @@ class Agent:
         while (event := self.policy.poll_event()) is not None:
             found.append(event)
         return found
+
+
+class FakeControlled:
+    """Stands for the real agent behind a control socket: the same policy, on a made-up host, with its clock standing still."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.agent = Agent(host)
+        self.channels: list[trio.MemorySendChannel[Event]] = []
+        self.settle()
+
+    def status(self) -> Status:
+        return status_of(self.agent.policy, self.agent.now_s)
+
+    def command(self, command: Command) -> None:
+        self.agent.policy.handle(command, self.agent.now_s)
+        self.settle()
+
+    def subscribe(self, buffer: int = 256) -> trio.MemoryReceiveChannel[Event]:
+        send, receive = trio.open_memory_channel[Event](buffer)
+        self.channels.append(send)
+        return receive
+
+    def settle(self) -> None:
+        self.agent.rest()
+        for event in self.agent.events():
+            for channel in self.channels:
+                with contextlib.suppress(trio.WouldBlock):  # who is slow misses the newest
+                    channel.send_nowait(event)
+
+    def end(self) -> None:
+        for channel in self.channels:
+            channel.close()

@@ -32,6 +32,8 @@ from rdsx.rdmaip.profile import Profile, inspect
 from rdsx.rdmaip.rehearsal import Rehearsal
 from rdsx.rdmaip.rtnetlink import BadNetlink
 from rdsx.rdmaip.service import ServiceManager
+from rdsx.rdmaip.status import Status, status_of
+from rdsx.rdmaip.wording import describe_event
 from rdsx.transports.signal import Signal
 
 __all__ = ["Agent", "MissingCapabilityError"]
@@ -135,6 +137,10 @@ class Agent:
         """What an operator wants; done when this returns, as far as it can be."""
         self.report([command])
 
+    def status(self) -> Status:
+        """What it knows of ports and addresses now."""
+        return status_of(self._policy, trio.current_time())
+
     def subscribe(self, buffer: int = 256) -> trio.MemoryReceiveChannel[Event]:
         """Events from now on; close it when done. Who is more than `buffer` behind misses the newest. It ends with the agent."""
         send, receive = trio.open_memory_channel[Event](buffer)
@@ -236,7 +242,7 @@ class Agent:
         self._policy.handle(snapshot, trio.current_time())
 
     def _publish(self, event: Event) -> None:
-        log.info("%s", event)
+        log.info("%s", describe_event(event))
         for channel in list(self._subscribers):
             with contextlib.suppress(trio.WouldBlock):
                 try:

@@ -16,7 +16,7 @@ from typing import Any
 from rdsx.rdmaip.facts import Snapshot
 from rdsx.rdmaip.toml_lines import Path, find_lines
 
-__all__ = ["CHOICES", "RANGES", "Config", "ConfigError", "Group", "ManagedAddress", "Probe", "parse_config"]
+__all__ = ["CHOICES", "DEFAULT_CONTROL", "RANGES", "Config", "ConfigError", "Group", "ManagedAddress", "Probe", "parse_config"]
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "failover_delay_ms": (0, 10_000),
@@ -41,6 +41,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "on_exit": ("leave", "restore"),
     "choose": ("least-loaded", "first"),
 }
+DEFAULT_CONTROL = "/run/rdsx/rdmaip.sock"
 MAX_ANNOUNCEMENTS = 100
 MAX_NAME_BYTES = 15  # IFNAMSIZ, without its NUL
 
@@ -173,7 +174,7 @@ class Config:
     """Whether each address has a source rule and each port a table; "none" is for ports in different subnets."""
     on_exit: str = "leave"
     """Whether addresses stay where they are when the agent ends, or go home ("restore")."""
-    control: str = "/run/rdsx/rdmaip.sock"
+    control: str = DEFAULT_CONTROL
     """Path of the control socket."""
     mark: int = 189
     """Protocol number on everything that the agent puts into the kernel."""

@@ -13,7 +13,7 @@ take the events (`poll_event`), sleep until a fact or `next_deadline()`, then `h
 from __future__ import annotations
 
 import errno
-from collections import deque
+from collections import Counter, deque
 from math import inf
 from typing import assert_never
 
@@ -92,7 +92,7 @@ class Policy:
     def __init__(self, config: Config, now_s: float) -> None:
         """Raises ValueError for a configuration that leaves addresses to be discovered (`Config.discovered`)."""
         self.now_s = now_s
-        self.boot_s = now_s + config.settle_boot_s
+        self.boot_s = -inf  # until when addresses do not go home; known with the first snapshot
         self.wall_offset_s: float | None = None
         self.ports: dict[str, Port] = {}
         self.addresses: dict[str, Address] = {}
@@ -108,6 +108,8 @@ class Policy:
         self.conflicts_s: dict[str, float] = {}
         self.events: deque[Event] = deque()
         self.history: deque[Event] = deque(maxlen=HISTORY)
+        self.done_actions: Counter[str] = Counter()  # by kind
+        self.refused_actions: Counter[str] = Counter()
         self._configure(config)
 
     # -- the contract
@@ -256,6 +258,10 @@ class Policy:
     # -- facts
 
     def _handle_snapshot(self, snapshot: Snapshot) -> None:
+        if not self.started:
+            self.boot_s = self.now_s + self.config.settle_boot_s
+            for port in self.ports.values():
+                port.begin(self.now_s)
         links = {link.port: link for link in snapshot.links}
         for name in self.ports:
             self._handle_link(links.get(name) or LinkFact(name, present=False))
@@ -530,6 +536,7 @@ class Policy:
     # -- results
 
     def _succeeded(self, action: Action, error: int | None) -> None:
+        self.done_actions[type(action).__name__] += 1
         if isinstance(action, Announce):
             self.retries.forget((key_of(action),))  # these have a schedule, and are meant to be repeated
         else:
@@ -556,6 +563,7 @@ class Policy:
                 pass  # a Resync; or what was listed when it was begun is not listed any more
 
     def _failed(self, action: Action, error: int) -> None:
+        self.refused_actions[type(action).__name__] += 1
         for_s = self.retries.refused(key_of(action), self.now_s)
         if isinstance(action, AddAddress):
             self.events.append(Barred(action.ip, action.port, error, for_s, self.now_s))

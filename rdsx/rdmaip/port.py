@@ -48,6 +48,11 @@ class Port:
         self.settle_at_s = inf  # ... and the instant that all hosts share has come
         self.booted = False  # whether it has been usable, or the boot delay is over
 
+    def begin(self, now_s: float) -> None:
+        """It is looked at for the first time: nothing is known of what was before."""
+        self.since_s = dict.fromkeys(Layer, now_s)
+        self.usable_since_s = self.broken_s = now_s
+
     # -- facts
 
     def handle_link(self, fact: LinkFact, now_s: float) -> None:

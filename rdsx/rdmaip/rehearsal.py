@@ -17,6 +17,7 @@ from rdsx.rdmaip.facts import AddressFact, Fact, RouteFact, RuleFact, Snapshot
 from rdsx.rdmaip.kernel_state import KernelState
 from rdsx.rdmaip.netlink import Commands
 from rdsx.rdmaip.rtnetlink import Message
+from rdsx.rdmaip.wording import describe_action
 
 __all__ = ["Rehearsal"]
 
@@ -53,7 +54,7 @@ class Rehearsal:
 
     def execute(self, action: Action) -> int | None:
         """Log it; it always succeeds."""
-        log.info("would do: %s", action)
+        log.info("would %s", describe_action(action))
         match action:
             case AddAddress(ip, port, prefix):
                 fact = AddressFact(ip, port, prefix, mark=self._config.mark)

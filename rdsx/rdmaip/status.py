@@ -74,7 +74,10 @@ class Status:
     addresses: tuple[AddressStatus, ...]
     events: tuple[PastEvent, ...]
     crippled: str | None
+    """The capability that is missing, if one is."""
     boot_left_s: float
+    done_actions: dict[str, int]
+    refused_actions: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """As what JSON has."""
@@ -89,6 +92,8 @@ def status_of(policy: Policy, now_s: float) -> Status:
         events=tuple(PastEvent(describe_event(event), now_s - event.at_s) for event in policy.history),
         crippled=policy.crippled.capability if policy.crippled else None,
         boot_left_s=max(0.0, policy.boot_s - now_s),
+        done_actions=dict(policy.done_actions),
+        refused_actions=dict(policy.refused_actions),
     )
 
 

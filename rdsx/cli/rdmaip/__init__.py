@@ -12,10 +12,18 @@ import click
 __all__ = ["command"]
 
 COMMANDS = {
-    "check": "check",
-    "import-oracle": "oracle",
-    "plan": "plan",
-}  # name: the module that has it as `command`
+    "check": "check:command",
+    "drain": "orders:drain",
+    "failback": "orders:failback",
+    "import-oracle": "oracle:command",
+    "monitor": "monitor:command",
+    "move": "orders:move",
+    "plan": "plan:command",
+    "run": "run:command",
+    "status": "status:command",
+    "trigger": "orders:trigger",
+    "undrain": "orders:undrain",
+}  # name: where it is, as module:attribute
 
 
 class RdmaipGroup(click.Group):
@@ -27,7 +35,8 @@ class RdmaipGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = importlib.import_module(f"rdsx.cli.rdmaip.{COMMANDS[cmd_name]}").command
+        module, attribute = COMMANDS[cmd_name].split(":")
+        found = getattr(importlib.import_module(f"rdsx.cli.rdmaip.{module}"), attribute)
         assert isinstance(found, click.Command)
         return found
 
