@@ -27,7 +27,7 @@ from benchmarks.tables import console
 
 FAMILIES = {"ipv4": "10.9.0.11", "ipv6": "fd09::11"}
 INTERVAL_S = 0.001
-FRESH_AFTER = 4  # rounds; an agent is wary of an address that it moves more often in ten seconds
+FRESH_AFTER = 10  # rounds with the same agents and nodes
 DEAD_S = 5.0
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h

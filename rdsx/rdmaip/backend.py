@@ -92,9 +92,21 @@ class Backend:
 
     def _remove_address(self, action: RemoveAddress) -> None:
         link = self._link(action.port)
+        had_routes = not self.state.lacks_routes(action.port)
         self._commands.execute(rtnetlink.remove_address(link.index, ipaddress.ip_address(action.ip), action.prefix))
+        self.state.address_removed(action.ip, action.port, action.prefix)
+        if had_routes and self.state.lacks_routes(action.port):
+            self._restore_routes(action.port)
         if not link.has_carrier:
             self._free_waiting(link)
+
+    def _restore_routes(self, port: str) -> None:
+        """What our own removal took away is put back within it, so that an address which returns finds the table as it was."""
+        try:
+            self._ensure_routes(EnsureRoutes(port))
+        except OSError as error:
+            log.warning("routes of %s could not be put back: %s", port, error.strerror)
+            self.state.needs_resync = True
 
     def _free_waiting(self, link: Link) -> None:
         """Drop the packets that wait for a neighbour on a dead port.

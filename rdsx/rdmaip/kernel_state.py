@@ -58,6 +58,9 @@ class KernelState:
         """The subnets that the table of a port should have a route to."""
         return self._wanted[port]
 
+    def lacks_routes(self, port: str) -> bool:
+        return not set(self._wanted[port]) <= self._routes[port]
+
     # -- what the kernel says
 
     def replace(self, messages: Iterable[Message]) -> Snapshot:
@@ -111,6 +114,15 @@ class KernelState:
 
     # -- what we did ourselves, and the kernel acknowledged
 
+    def address_removed(self, ip: str, port: str, prefix: int) -> None:
+        """Afterwards the port may lack routes: see `lacks_routes`."""
+        entry = ip, prefix
+        if entry in self._ipv4[port]:
+            self._ipv4[port].discard(entry)
+            if not self._ipv4[port]:
+                # With a port's last address the kernel drops its IPv4 routes, in all tables, and says nothing.
+                self._routes[port] = {destination for destination in self._routes[port] if destination.version == 6}
+
     def rule_added(self, ip: str, priority: int, table: int) -> None:
         self._rules[ip].add((priority, table))
 
@@ -155,14 +167,10 @@ class KernelState:
         if port is None:
             return []
         if address.ip.version == 4:
-            entry = str(address.ip), address.prefix
-            if not address.gone:
-                self._ipv4[port].add(entry)
-            elif entry in self._ipv4[port]:
-                self._ipv4[port].discard(entry)
-                if not self._ipv4[port]:
-                    # With a port's last address the kernel drops its IPv4 routes, in all tables, and says nothing.
-                    self._routes[port] = {destination for destination in self._routes[port] if destination.version == 6}
+            if address.gone:
+                self.address_removed(str(address.ip), port, address.prefix)
+            else:
+                self._ipv4[port].add((str(address.ip), address.prefix))
         return [AddressFact(str(address.ip), port, address.prefix, not address.gone, address.mark, address.has_failed)]
 
     def _handle_rule(self, rule: Rule) -> list[str]:
@@ -203,7 +211,7 @@ class KernelState:
         return RuleFact(ip, self._tables[next(iter(rules))[1]] if len(rules) == 1 else None)
 
     def _route_fact(self, port: str) -> RouteFact:
-        return RouteFact(port, set(self._wanted[port]) <= self._routes[port])
+        return RouteFact(port, not self.lacks_routes(port))
 
 
 def wanted_subnets(config: Config, port: str) -> tuple[IpNetwork, ...]:

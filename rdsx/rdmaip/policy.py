@@ -537,7 +537,10 @@ class Policy:
 
     def _succeeded(self, action: Action, error: int | None) -> None:
         self.done_actions[type(action).__name__] += 1
-        self.retries.succeeded(key_of(action), self.now_s)
+        if isinstance(action, Announce):
+            self.retries.forget((key_of(action),))  # these have a schedule, and are meant to be repeated
+        else:
+            self.retries.succeeded(key_of(action), self.now_s)
         match action:
             case AddAddress() if action.ip in self.addresses:
                 address = self.addresses[action.ip]

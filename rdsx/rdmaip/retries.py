@@ -1,7 +1,8 @@
 """When an action may be tried again. Owns the patience with what was refused, and with what has to be done again and again.
 
 A refused action waits 1, 2, 4 … 60 s. One that succeeds and has to be repeated all the time, because somebody undoes it, is slowed down to
-one a second after `FREE` of them within `WINDOW_S`, so that two programs that disagree do not burn a processor.
+one a second after `FREE` of them within `WINDOW_S`, so that two programs that disagree do not burn a processor. An address that we move
+ourselves, however often, does not wait: between two additions to one port it has been added to another.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Retries:
 
     def succeeded(self, key: RetryKey, now_s: float) -> None:
         self.forget((key,))
+        for other in [each for each in self._done_s if len(each) == 3 and each[:2] == key[:2] and each != key]:
+            del self._done_s[other]
         done_s = self._done_s.setdefault(key, deque(maxlen=FREE))
         done_s.append(now_s)
         if len(done_s) == FREE and done_s[0] > now_s - WINDOW_S:

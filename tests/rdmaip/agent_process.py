@@ -7,25 +7,32 @@ so-and-so-many-th thing that it asks the kernel to change, or announces.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import enum
 import logging
 import os
 import signal
 import socket
+import struct
 import time
 from typing import Any
 
 import trio
 
 import rdsx.rdmaip
+from namespaces import libc
 from rdmaip.zygote import receive_json, send_json
 from rdsx.rdmaip.agent import Agent
 from rdsx.rdmaip.announcer import Announcer
+from rdsx.rdmaip.capabilities import NEEDED
 from rdsx.rdmaip.config import parse_config
 from rdsx.rdmaip.netlink import Commands
 
 __all__ = ["serve"]
+
+CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+CAPABILITY_DATA = struct.Struct("=6I")
 
 
 def serve(channel: socket.socket, config: str, die_at: int | None = None) -> None:
@@ -63,7 +70,7 @@ async def end_at_sigterm(scope: trio.CancelScope) -> None:
 
 
 async def obey(channel: socket.socket, agent: Agent) -> None:
-    """Commands: {"command": name of a class in rdsx.rdmaip, and its fields}, or {"reconfigure": TOML}."""
+    """Commands: {"command": name of a class in rdsx.rdmaip, and its fields}, {"reconfigure": TOML}, or {"drop": capability}."""
     while True:
         await trio.lowlevel.wait_readable(channel)
         message = receive_json(channel)
@@ -71,6 +78,8 @@ async def obey(channel: socket.socket, agent: Agent) -> None:
             return
         if "reconfigure" in message:
             agent.reconfigure(parse_config(message["reconfigure"]))
+        elif "drop" in message:
+            drop_capability(message["drop"])
         else:
             agent.command(getattr(rdsx.rdmaip, message.pop("command"))(**message))
         send_json(channel, {"event": "obeyed"})
@@ -88,6 +97,22 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [as_json(each) for each in value]
     return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def drop_capability(name: str) -> None:
+    """Give a capability up for good, as a container's manager may take it."""
+    header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
+    data = ctypes.create_string_buffer(CAPABILITY_DATA.size)
+    check(libc.capget(header, data))
+    number, _ = NEEDED[name]
+    words = list(CAPABILITY_DATA.unpack(data.raw))
+    words[:3] = [word & ~(1 << number) for word in words[:3]]  # effective, permitted, inheritable; the first 32 of them
+    check(libc.capset(header, CAPABILITY_DATA.pack(*words)))
+
+
+def check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def die_at_step(step: int) -> None:

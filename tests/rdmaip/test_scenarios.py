@@ -8,6 +8,9 @@ the figures.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -71,7 +74,7 @@ def test_addresses_are_usable_at_once(make_cluster: Callable[..., Cluster]) -> N
     """N7: while its other copy is still there, an IPv6 address is never tentative, and never found to be a duplicate."""
     cluster = make_cluster("h1", families=("ipv6",))
     cluster.start_agents()
-    for index in range(4):
+    for index in range(20):
         to = "p1" if index % 2 == 0 else "p0"
         cluster.command("h1", "Move", ip="fd09::11", port=to)
         shown = cluster.hosts["h1"].ip_output(f"-6 -o address show dev {to} to fd09::11")
@@ -222,6 +225,25 @@ def test_an_unmanaged_address_shares_the_dead_port(make_cluster: Callable[..., C
     cluster.finish()
 
 
+def test_a_port_is_left_without_any_address(make_cluster: Callable[..., Cluster]) -> None:
+    """With its last IPv4 address the kernel drops a port's routes, and says nothing: they are there when the address returns."""
+    cluster = make_cluster(*BOTH, at=["p0"])
+    cluster.start_agents()
+    cluster.start_traffic()
+    host = cluster.hosts["h1"]
+    tables = [host.ip_output(f"-4 route show table {table}") for table in (18900, 18901)]
+    assert all("10.9.0.0/24" in table for table in tables)
+    for index in range(12):
+        to = "p1" if index % 2 == 0 else "p0"
+        cluster.command("h1", "Move", ip="10.9.0.11", port=to)
+        assert host.addresses() == {"p0": set(), "p1": set()} | {to: {"10.9.0.11"}}
+        assert [host.ip_output(f"-4 route show table {table}") for table in (18900, 18901)] == tables
+        cluster.await_progress(1)
+    gap_s, pair = cluster.longest_gap_s()
+    assert gap_s < SILENCE_S, pair
+    cluster.finish()
+
+
 @pytest.mark.parametrize("form", ["request", "reply", "both"])
 def test_peers_that_nobody_has_set_up(make_cluster: Callable[..., Cluster], form: str) -> None:
     """N9: a peer with the default settings of ARP believes announcements in each form."""
@@ -328,17 +350,62 @@ def test_a_port_is_set_down_by_hand(make_cluster: Callable[..., Cluster]) -> Non
     cluster.finish()
 
 
+@pytest.mark.parametrize("capability", ["CAP_NET_ADMIN", "CAP_NET_RAW"])
+def test_a_capability_is_lost(make_cluster: Callable[..., Cluster], capability: str) -> None:
+    """N12: the agent says which one it lacks, changes nothing any more, and goes on watching."""
+    cluster = make_cluster("h1")
+    cluster.start_agents()
+    host, agent = cluster.hosts["h1"], cluster.agents["h1"]
+    agent.send(drop=capability)
+    host.cut("p0")
+    agent.wait_for(lambda message: message["event"] == "PortDown")
+    if capability == "CAP_NET_RAW":  # the announcement's socket was made when we had it: it goes on working
+        cluster.wait_moved("h1", "10.9.0.11", to="p1")
+        return
+    assert agent.wait_for(lambda message: message["event"] == "Crippled")["capability"] == capability
+    before = host.addresses()
+    host.cut("p1")
+    assert agent.wait_for(lambda message: message["event"] == "PortDown")["port"] == "p1"
+    host.restore("p0", "p1")
+    assert {agent.wait_for(lambda message: message["event"] == "PortUp")["port"] for _ in range(2)} == {"p0", "p1"}
+    assert host.addresses() == before == cluster.placed_at_home("h1")
+
+
+@pytest.mark.parametrize("missing", ["net_admin", "net_raw"])
+def test_a_capability_is_missing_from_the_start(make_cluster: Callable[..., Cluster], missing: str, tmp_path: Path) -> None:
+    """N12: without it the agent does not start, and says which one is missing and how to give it."""
+    host = make_cluster("h1").hosts["h1"]
+    file = tmp_path / "rdmaip.toml"
+    file.write_text(config_text({"10.9.0.11/24": "p0"}))
+    command = ["setpriv", f"--bounding-set=-{missing}", sys.executable, "-m", "rdsx.cli", "rdmaip", "run", str(file)]
+    with host.inside():
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert f"lacks CAP_{missing.upper()}, to " in result.stderr
+    assert "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW" in result.stderr
+    assert host.addresses() == {"p0": set(), "p1": set()}
+
+
 def test_more_changes_than_can_be_heard(make_cluster: Callable[..., Cluster]) -> None:
     """N14: the agent misses what happened among thousands of changes, reads everything anew, and is right in the end."""
     cluster = make_cluster("h1")
     cluster.start_agents()
     host = cluster.hosts["h1"]
-    os.kill(cluster.agents["h1"].pid, 19)  # SIGSTOP: it hears nothing
+    os.kill(cluster.agents["h1"].pid, signal.SIGSTOP)  # it hears nothing
     storm = [f"address {verb} 10.1.{index // 250}.{index % 250 + 1}/32 dev lo" for index in range(4000) for verb in ("add", "delete")]
     host.ip(*storm[:4000], "address delete 10.9.0.11/24 dev p0", *storm[4000:])
-    os.kill(cluster.agents["h1"].pid, 18)
+    assert lost_messages(host) > 0
+    os.kill(cluster.agents["h1"].pid, signal.SIGCONT)
     cluster.wait_moved("h1", "10.9.0.11", to="p0")
     assert host.addresses() == cluster.placed_at_home("h1")
+
+
+def lost_messages(host: Host) -> int:
+    """What the kernel could not tell the netlink sockets of a namespace, because they did not read."""
+    with host.inside():
+        lines = Path("/proc/net/netlink").read_text().splitlines()
+    column = lines[0].split().index("Drops")
+    return sum(int(line.split()[column]) for line in lines[1:])
 
 
 def test_a_configuration_is_read_again(make_cluster: Callable[..., Cluster]) -> None:
