@@ -105,11 +105,10 @@ class Follower:
             if moved:
                 supervisor.drop(reason)
             return
-        observed = self._observed.get(supervisor)
-        if observed is None or observed.link is not link:
-            self._look(supervisor, Observation(link, reason, moved))
-        elif moved:  # a move in two steps: there first, gone from where it was a moment later
-            observed.moved = True
+        # What got through before this change says nothing of the way after it, so a trial that goes on begins anew.
+        observed = self._observed.pop(supervisor, None)
+        moved = moved or (observed is not None and observed.link is link and observed.moved)
+        self._look(supervisor, Observation(link, reason, moved))
 
     # -- links under trial
 
@@ -131,7 +130,6 @@ class Follower:
         verdict = observation.trial.look(progress)
         if verdict is Verdict.WAIT:
             observation.at_s = trio.current_time() + LOOK_AGAIN_S
-            self._observed.pop(supervisor, None)
             self._observed[supervisor] = observation
             self._signal.set()
         elif verdict is Verdict.DROP:

@@ -64,7 +64,7 @@ class Progress:
     """How a byte stream fares."""
 
     outstanding_bytes: int
-    """Sent, and not acknowledged by the peer's end of the stream."""
+    """Under way: sent, and not acknowledged by the peer's end of the stream. What waits for the peer to take more is not."""
     acknowledged_bytes: int
     """Acknowledged, ever. What was received says nothing of the way out."""
     is_stalled: bool

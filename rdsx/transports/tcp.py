@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TcpNetwork"]
 
 BACKLOG = 64  # as rds_tcp listens
+SIOCOUTQNSD = 0x894B  # linux/sockios.h: of the bytes of SIOCOUTQ those that were not sent yet
 TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15
 RTO_MAX_MS = 1000  # the least that it takes
 
@@ -74,13 +75,16 @@ class TcpStream:
         """SIOCOUTQ: written and not yet acknowledged by the peer's TCP. OSError once the stream is broken: then it says nothing."""
         if self._broken:
             raise OSError(errno.ENOTCONN, "the stream is broken")
-        count: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, b"\0" * 4))[0]
+        return self._queued(termios.TIOCOUTQ)
+
+    def _queued(self, request: int) -> int:
+        count: int = struct.unpack("i", fcntl.ioctl(self._sock, request, bytes(4)))[0]
         return count
 
     def progress(self) -> Progress | None:
         try:
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
-            outstanding_bytes = self.unacknowledged()
+            outstanding_bytes = self.unacknowledged() - self._queued(SIOCOUTQNSD)
         except OSError:
             return None
         if len(info) < TCP_INFO.size:

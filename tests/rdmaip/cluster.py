@@ -98,14 +98,13 @@ class Cluster:
 
     # -- traffic
 
-    def start_traffic(self, interval_s: float = SEND_INTERVAL_S) -> None:
-        """A node on every host with all its addresses, sending to all addresses of the others."""
+    def start_traffic(self, interval_s: float = SEND_INTERVAL_S, **settings: object) -> None:
+        """A node on every host with all its addresses, sending to all addresses of the others. `settings`: of NodeConfig."""
         own = {host: [ip.partition("/")[0] for ip in addresses] for host, addresses in self.addresses.items()}
         for host in self.hosts:
             remote = [ip for other in self.hosts if other != host for ip in own[other]]
-            self.nodes[host] = self.zygote.start(
-                "rdmaip.traffic:serve", self.hosts[host].descriptor, local=own[host], remote=remote, interval_s=interval_s
-            )
+            arguments = {"local": own[host], "remote": remote, "interval_s": interval_s, "settings": settings}
+            self.nodes[host] = self.zygote.start("rdmaip.traffic:serve", self.hosts[host].descriptor, **arguments)
         for node in self.nodes.values():
             node.receive()
         self.ask_all("start")
@@ -148,7 +147,8 @@ class Cluster:
             for pair in sent
             if (sent[pair]["count"], sent[pair]["digest"]) != (received[pair]["count"], received[pair]["digest"])
         }
-        assert not wrong, f"(sent, received) of pairs that differ in count or content: {wrong}"
+        nodes = [{name: report[name] for name in ("drops", "connections")} for report in reports.values()]
+        assert not wrong, f"(sent, received) of pairs that differ in count or content: {wrong}; {nodes}"
         assert all(each["count"] for each in sent.values())
 
     def _await_counts(self, counts: dict[str, dict[str, int]]) -> dict[str, dict[str, Any]]:

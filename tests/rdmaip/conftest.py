@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from rdmaip.cluster import Cluster, open_cluster
 from rdmaip.topology import Topology, obstacle, open_topology
 
 
@@ -26,3 +27,10 @@ def make_topology(namespaces: None) -> Iterator[Callable[..., Topology]]:
     """`open_topology` until the end of the test."""
     with ExitStack() as stack:
         yield lambda *names, **options: stack.enter_context(open_topology(names, **options))
+
+
+@pytest.fixture
+def make_cluster(namespaces: None) -> Iterator[Callable[..., Cluster]]:
+    """`open_cluster` until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda *names, **options: stack.enter_context(open_cluster(names, **options))

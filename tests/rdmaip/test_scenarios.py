@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rdmaip.cluster import HOLD_S, Cluster, config_text, open_cluster
+from rdmaip.cluster import HOLD_S, Cluster, config_text
 from rdmaip.topology import Host, add_port
 
 ALL = ("h1", "h2", "h3", "h4")
@@ -27,13 +26,6 @@ BOTH = ("h1", "h2")
 SILENCE_S = 1.0  # the target is a tenth of it; this says that nobody waited for a retransmission timer that had backed off, or for ARP
 OTHER = {"p0": "p1", "p1": "p0"}
 KILLS = int(os.environ.get("RDSX_KILLS", "24"))
-
-
-@pytest.fixture
-def make_cluster(namespaces: None) -> Iterator[Callable[..., Cluster]]:
-    """`open_cluster` until the end of the test."""
-    with ExitStack() as stack:
-        yield lambda *names, **options: stack.enter_context(open_cluster(names, **options))
 
 
 def eventually(what: Callable[[], Any], expected: Any, guard_s: float = 10.0) -> None:

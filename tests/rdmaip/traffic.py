@@ -11,7 +11,7 @@ import hashlib
 import socket
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
@@ -105,14 +105,14 @@ class Traffic:
             tally.gap_s = 0.0
 
 
-def serve(channel: socket.socket, local: list[str], remote: list[str], interval_s: float) -> None:
-    trio.run(run, channel, local, remote, interval_s)
+def serve(channel: socket.socket, local: list[str], remote: list[str], interval_s: float, settings: dict[str, Any]) -> None:
+    trio.run(run, channel, local, remote, interval_s, rdsx.NodeConfig(**settings))
 
 
-async def run(channel: socket.socket, local: list[str], remote: list[str], interval_s: float) -> None:
+async def run(channel: socket.socket, local: list[str], remote: list[str], interval_s: float, config: rdsx.NodeConfig) -> None:
     channel.setblocking(False)
     traffic = Traffic(local, remote, interval_s)
-    async with rdsx.open_node(local) as node, trio.open_nursery() as tasks:
+    async with rdsx.open_node(local, config=config) as node, trio.open_nursery() as tasks:
         send_json(channel, {"state": "open"})
         while True:
             await trio.lowlevel.wait_readable(channel)
@@ -131,6 +131,9 @@ async def obey(channel: socket.socket, message: dict[str, Any], traffic: Traffic
             await traffic.stop()
         case "reset gaps":
             traffic.reset_gaps()
+        case "reset connections":
+            for peer in {peer for _, peer in traffic.sent}:
+                node.reset_connection(peer)
         case "await":
             await traffic.all_received(message["counts"])
     send_json(
@@ -139,6 +142,8 @@ async def obey(channel: socket.socket, message: dict[str, Any], traffic: Traffic
             "state": message["do"],
             "sent": {"-".join(pair): tally.report() for pair, tally in traffic.sent.items()},
             "received": {"-".join(pair): tally.report() for pair, tally in traffic.received.items()},
-            "drops": {peer: count for peer, count in node.statistics().drops.items()},
+            "drops": dict(node.statistics().drops),
+            "connections": [asdict(connection) for connection in node.statistics().connections],
+            "moves_survived": node.statistics().moves_survived,
         },
     )

@@ -288,6 +288,26 @@ def test_many_moves_at_once_are_one_trial() -> None:
     run(told, story, seed=1)
 
 
+def test_a_move_during_a_trial_begins_it_anew() -> None:
+    """Bytes that got through before the second move would have the link kept."""
+
+    async def story(one: Scene, script: Script) -> None:
+        script.tell(AddressChange(SMALLER, ("p0",), ("p1",)))
+        await trio.sleep(0.1)
+        await one.exchange()
+        one.network.partition(SMALLER, LARGER)
+        await one.left.sendto(b"waits", one.right.getsockname())
+        script.tell(AddressChange(SMALLER, ("p1",), ("p0",)))
+        await trio.sleep(0.25)
+        assert one.drops == [{}, {}]
+        await trio.sleep(0.1)
+        assert (one.drops[0], one.survived[0]) == ({"address_moved": 1}, 0)
+        one.network.heal(SMALLER, LARGER)
+        assert await one.right.recv() == b"waits"
+
+    run(told, story, seed=1)
+
+
 def test_a_link_that_ends_by_itself_ends_its_trial() -> None:
     async def story(one: Scene, script: Script) -> None:
         script.tell(AddressChange(SMALLER, ("p0",), ("p1",)))
