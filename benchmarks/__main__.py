@@ -16,6 +16,7 @@ COMMANDS = {
     "plot": "benchmarks.plot",
     "targets": "benchmarks.targets",
     "calls": "benchmarks.calls",
+    "rdmaip": "benchmarks.rdmaip",
 }
 STATUS_INTERRUPTED = 130
 

@@ -127,6 +127,9 @@ class NodeConfig:
     """How long a receive that finds nothing reads the node's connections itself before it waits, as SO_BUSY_POLL: for answers that come
     within some 50 µs. No other task runs meanwhile, and each peer takes its turn: for nodes with few of them. 0: never."""
 
+    follow_moves: bool = True
+    """Watch where the node's addresses and its peers are, and redial connections that a move to another port has left standing still."""
+
     sequence_base: int | None = None
     """First sequence number of each path, larger in each life of a node than anything in an earlier one; None takes the wall clock in
     nanoseconds."""

@@ -28,7 +28,9 @@ from rdsx.engine.connection import Connection
 from rdsx.engine.events import Event
 from rdsx.engine_socket import EngineSocket
 from rdsx.errors import TooManyPeersError
+from rdsx.follower import Follower
 from rdsx.lot import Lot
+from rdsx.moves import Watched
 from rdsx.one_sided import OneSided
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
@@ -79,6 +81,7 @@ class Driver(Stack[EngineSocket]):
         self.monitors: dict[EngineSocket, None] = {}
         self._congested: dict[CongestionMap, dict[int, Lot]] = {}
         self._drops: Counter[str] = Counter()
+        self.moves_survived = 0
         self._subscribers: dict[trio.MemorySendChannel[Event], None] = {}
         self._missed_events = 0
         self._refused: deque[tuple[float, ByteStream]] = deque()  # with the time to let go of each
@@ -109,6 +112,7 @@ class Driver(Stack[EngineSocket]):
             missed_events=self._missed_events,
             counters=self.core.statistics(),
             drops=dict(self._drops),
+            moves_survived=self.moves_survived,
             connections=tuple(snapshot.connection_statistics(self)),
         )
 
@@ -252,7 +256,14 @@ class Driver(Stack[EngineSocket]):
                 del self._subscribers[channel]
 
     def reset_connection(self, peer: str) -> bool:
-        return any([supervisor.drop("reset_by_user") for (_, remote), supervisor in self._supervisors.items() if remote == peer])
+        return any([supervisor.drop("reset_by_user") for supervisor in self.supervisors_of(peer=peer)])
+
+    def supervisors_of(self, *, local: str | None = None, peer: str | None = None) -> list[Supervisor]:
+        """Those of one address of ours, or of one of a peer's."""
+        return [each for (here, there), each in self._supervisors.items() if here == local or there == peer]
+
+    def address_arrived(self, local: str, *, moved: bool) -> None:
+        """An address of ours can be reached again, or through another port. What listens on a port of TCP need not know."""
 
     # -- paths
 
@@ -326,6 +337,17 @@ class Driver(Stack[EngineSocket]):
             raise
         nursery.start_soon(self._accept_all, listeners)
         nursery.start_soon(self._acknowledge)
+        if self.config.follow_moves and isinstance(self._network, Watched):
+            self._follow_moves(self._network, nursery)
+
+    def _follow_moves(self, network: Watched, nursery: trio.Nursery) -> None:
+        try:
+            changes = network.watch(self.hosts.values())
+        except (OSError, ValueError) as error:
+            log.warning("moves of addresses are not followed: %s", error)
+            return
+        if changes is not None:
+            nursery.start_soon(Follower(self, changes).run)
 
     async def _accept_all(self, listeners: list[tuple[Host, Listener]]) -> None:
         with self._accepting:

@@ -48,7 +48,8 @@ class ConnectionStatistics:
 @dataclass(frozen=True, slots=True)
 class NodeStatistics:
     """A node. `counters`: the kernel's names where it has the counter. `drops`: reason -> how many connections ended or were refused
-    for it. `missed_events`: events that slow subscribers did not get."""
+    for it. `missed_events`: events that slow subscribers did not get. `moves_survived`: connections that outlived a move of one of their
+    addresses to another port, once for each; those that did not are among `drops`."""
 
     addresses: tuple[str, ...]
     sockets: int
@@ -56,4 +57,5 @@ class NodeStatistics:
     missed_events: int
     counters: Mapping[str, int]
     drops: Mapping[str, int]
+    moves_survived: int
     connections: tuple[ConnectionStatistics, ...]

@@ -17,6 +17,7 @@ from rdsx.addresses import Host
 from rdsx.engine.connection import Connection
 from rdsx.engine.states import State
 from rdsx.errors import WireError
+from rdsx.moves import Progress
 from rdsx.transports.base import ByteStream, Link
 from rdsx.transports.signal import Signal
 from rdsx.transports.stream import StreamLink, reason_of
@@ -28,6 +29,7 @@ __all__ = ["Supervisor"]
 
 log = logging.getLogger("rdsx.connection")
 
+DIAL_PATIENCE_S = 0.2  # TCP asks again after 1 s, 3 s, 7 s
 MAX_OFFERED = 8  # links a peer has made and given up while we still read an older one
 
 
@@ -38,6 +40,7 @@ class Supervisor:
     """
 
     header_acks = False  # whether every peer acknowledges in headers, kernels too
+    survives_moves = True  # whether a link may outlive a move of one of its addresses to another port
 
     def __init__(self, driver: Driver, connection: Connection, local: Host, remote: Host) -> None:
         self.connection = connection
@@ -48,6 +51,8 @@ class Supervisor:
         self._signal = Signal()
         self._offered: deque[Any] = deque()  # what the listener gave
         self._dialling: trio.CancelScope | None = None
+        self._dialled_at_s = -inf
+        self._dial_reason = ""  # why a dial that was cancelled was
         self._failure_logged = False
         self._finishing = False
         self._link_ended = trio.Event()
@@ -95,7 +100,9 @@ class Supervisor:
         connection.dialling()
         connection.path.corked = True
         carrier: Any = None
-        reason = "connect_timeout"
+        reason = ""
+        self._dial_reason = "connect_timeout"
+        self._dialled_at_s = trio.current_time()
         with trio.move_on_after(self._driver.config.connect_timeout_s) as self._dialling:
             try:
                 carrier = await self._connect()
@@ -104,6 +111,7 @@ class Supervisor:
             except WireError as error:
                 reason = error.reason
         self._dialling = None
+        reason = reason or self._dial_reason
         if carrier is not None and connection.dials:
             return carrier
         now_s = trio.current_time()
@@ -113,7 +121,7 @@ class Supervisor:
                 carrier.close()
             connection.poked(now_s)
         else:
-            connection.dial_failed(now_s, rejected=reason == "reset_by_peer")
+            connection.dial_failed(now_s, reason)
             if not self._offered:
                 self._driver.count_drop(reason)
                 if not self._failure_logged:
@@ -216,6 +224,29 @@ class Supervisor:
         self.connection.dropped()
         self.link.drop(reason, self._driver.config.supersede_drain_s)
         return True
+
+    def hurry(self, reason: str, *, moved: bool) -> None:
+        """The peer can be reached in a new way, so dial now. `moved`: through other ports than before.
+
+        A dial that is under way is given up if what it has sent so far went the old one; if nothing has moved, only one that has got no
+        answer for long, because the peer's return can be that answer.
+        """
+        now_s = trio.current_time()
+        self.connection.hurry(now_s)
+        if self._dialling is not None and (moved or now_s - self._dialled_at_s > DIAL_PATIENCE_S):
+            self._dial_reason = reason
+            self._dialling.cancel()
+        self._signal.set()
+
+    def progress(self) -> Progress | None:
+        """How the link fares, to judge whether it has to be dropped after a move; None: it has not.
+
+        Towards a peer whose TCP's acknowledgements count it never has: a reset loses what we have not yet read, and the end of our stream
+        would only wait behind what stands still.
+        """
+        if self.link is None or self.connection.kind == "kernel":
+            return None
+        return self.link.progress()
 
     # -- LinkOwner
 

@@ -41,6 +41,7 @@ class VerbsSupervisor(Supervisor):
     """A supervisor whose links are queue pairs."""
 
     header_acks = True
+    survives_moves = False  # a queue pair belongs to a port
 
     @staticmethod
     def dials(local: Host, remote: Host) -> bool:
@@ -66,7 +67,7 @@ class VerbsSupervisor(Supervisor):
                 return await self._verbs.accept(offered, self.connection.path)
             except OSError as error:
                 reason = reason_of(error)
-        self.connection.dial_failed(trio.current_time())
+        self.connection.dial_failed(trio.current_time(), reason)
         self._driver.count_drop(reason)
         return None
 
@@ -134,6 +135,10 @@ class VerbsDriver(Driver):
         super().__init__(hosts, network, config)  # type: ignore[arg-type]  # its listeners and connections are not of bytes
         self.verbs = network
         network.refused = self._warn
+
+    def address_arrived(self, local: str, *, moved: bool) -> None:
+        if moved:
+            self.verbs.address_moved(local)
 
     async def start(self, nursery: trio.Nursery) -> None:
         try:

@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-__all__ = ["HOSTS", "inside", "make_namespaces"]
+__all__ = ["CLONE_NEWNET", "HOSTS", "inside", "inside_descriptor", "libc", "make_namespaces"]
 
 HOSTS = {"10.78.0.1": "left", "10.78.0.2": "right"}
 CLONE_NEWNET = 0x40000000
@@ -32,18 +32,27 @@ def make_namespaces() -> None:
 
 @contextlib.contextmanager
 def inside(name: str) -> Iterator[None]:
-    """This thread's sockets are made in that namespace while in the block."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    """This thread's sockets are made in the namespace of that name while in the block."""
     there = os.open(f"/run/netns/{name}", os.O_RDONLY)
     try:
-        enter(there)
+        with inside_descriptor(there):
+            yield
+    finally:
+        os.close(there)
+
+
+@contextlib.contextmanager
+def inside_descriptor(descriptor: int) -> Iterator[None]:
+    """This thread's sockets are made in that namespace while in the block."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(descriptor)
         try:
             yield
         finally:
             enter(before)
     finally:
         os.close(before)
-        os.close(there)
 
 
 def enter(descriptor: int) -> None:

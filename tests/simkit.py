@@ -196,6 +196,8 @@ class Cluster:
             await trio.sleep(pick.expovariate(pick.choice([2, 20, 200])))
             one, other = pick.sample(self.hosts, 2)
             what = pick.random()
+            if pick.random() < 0.1:
+                self.network.move(one)
             if what < 0.5:
                 # inside a header, inside a payload, between messages, inside the map that begins a connection
                 self.network.cut(one, other, after_bytes=pick.choice([0, 1, 7, 47, 48, 49, 300, 1460, 8191, 8240, 8241]))
@@ -206,6 +208,9 @@ class Cluster:
             elif what < 0.85:
                 self.network.partition(one, other)
                 await trio.sleep(pick.choice([0.01, 1, 40]))
+                if pick.random() < 0.3:
+                    self.network.move(other)
+                    await trio.sleep(pick.choice([0.001, 0.5]))
                 self.network.heal(one, other)
             elif self.restarts and numbers < 103:
                 numbers += 1

@@ -13,7 +13,7 @@ import rdsx
 
 __all__ = ["main"]
 
-COMMANDS = ("calls", "demo", "doctor", "ping", "serve")  # each is the click command `command` of the module with its name
+COMMANDS = ("calls", "demo", "doctor", "ping", "rdmaip", "serve")  # each is the click command `command` of the module with its name
 STATUS_INTERRUPTED = 130
 
 

@@ -27,6 +27,7 @@ __all__ = ["Connection"]
 
 PROBE_PORT = 1
 PING_PORT = 0
+NO_WAY = ("unreachable", "address_absent")  # why a dial fails while an address moves
 OUR_PATHS = 1  # one path carries everything: a kernel that hears NPATHS=1 never opens more
 
 
@@ -88,12 +89,17 @@ class Connection:
     def dialling(self) -> None:
         self._move(Move.DIAL)
 
-    def dial_failed(self, now_s: float, *, rejected: bool = False) -> None:
-        """`rejected`: somebody listens and reset the connection. A kernel that has poked us does so while its own socket is not yet
-        gone, and does not poke again: so we go on dialling, with backoff."""
+    def dial_failed(self, now_s: float, reason: str) -> None:
+        """`reason` "reset_by_peer": somebody listens and reset the connection. A kernel that has poked us does so while its own socket is
+        not yet gone, and does not poke again: so we go on dialling, with backoff."""
         self._move(Move.CONNECT_FAILED)
-        self._poked = self._poked and rejected
-        self._retry_at_s = now_s + self._backoff.next_delay_s()
+        self._poked = self._poked and reason == "reset_by_peer"
+        self._retry_at_s = now_s + self._backoff.next_delay_s(no_way=reason in NO_WAY)
+
+    def hurry(self, now_s: float) -> None:
+        """The peer can be reached in a new way: what earlier attempts met says nothing about it."""
+        self._backoff.moved()
+        self._retry_at_s = min(self._retry_at_s, now_s)
 
     def poked(self, now_s: float) -> None:
         """Our poke got through. The peer should dial now; if it does not, poke again later."""

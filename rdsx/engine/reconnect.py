@@ -1,10 +1,13 @@
-"""When to try again: the kernel's reconnect backoff."""
+"""When to try again: the kernel's reconnect backoff, and a quicker one for an address that is on its way to another port."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 __all__ = ["Backoff"]
+
+# While an address moves, or a device learns of it, there is no way to the peer. That is over in a moment, mostly.
+MOVE_DELAYS_S = (0.010, 0.020, 0.050, 0.100)
 
 
 class Backoff:
@@ -15,12 +18,21 @@ class Backoff:
         self._max_delay_s = max_delay_s
         self._uniform = uniform
         self._ceiling_s = 0.0
+        self._move_delays_s: list[float] = []
 
     def reset(self) -> None:
         """The peer has spoken: the next delay is none again."""
         self._ceiling_s = 0.0
 
-    def next_delay_s(self) -> float:
+    def moved(self) -> None:
+        """The peer, or we, can be reached in a new way: the next delay is none again, and the first ones without a way are short."""
+        self.reset()
+        self._move_delays_s = list(MOVE_DELAYS_S)
+
+    def next_delay_s(self, *, no_way: bool = False) -> float:
+        """`no_way`: the last attempt did not leave this host."""
+        if no_way and self._move_delays_s:
+            return self._move_delays_s.pop(0)
         if self._ceiling_s == 0.0:
             self._ceiling_s = self._min_delay_s
             return 0.0

@@ -112,6 +112,7 @@ class KernelStack(Stack[KernelSocket]):
             missed_events=0,
             counters=info.counters,
             drops={},
+            moves_survived=0,
             connections=tuple(connection_statistics(one, info) for one in info.connections if one.local in texts),
         )
 

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from rdsx.addresses import Host, parse_host
+from rdsx.moves import AddressChange, Change, NeighbourChange, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Faults", "VirtualNetwork"]
 
+RETRANSMIT_S = 0.2  # after which a real node's TCP sends again what was not acknowledged
 KEEPALIVE_S = 30.0  # silence after which a real node's TCP gives up: 5 s + 5 probes of 5 s
 
 
@@ -158,6 +160,16 @@ class VirtualStream:
             return pipe.held + end
         return sum(len(data) for at_s, data in pipe.segments if at_s > now_s) + end
 
+    def progress(self) -> Progress | None:
+        now_s = trio.current_time()
+        try:
+            outstanding_bytes = self.unacknowledged()
+        except OSError:
+            return None
+        waits_s = now_s - self.outbound.segments[0][0] if self.outbound.segments else 0.0
+        is_stalled = self._partitioned() and waits_s >= RETRANSMIT_S
+        return Progress(outstanding_bytes, self.outbound.sent - outstanding_bytes, is_stalled)
+
     def shutdown_write(self) -> None:
         self._check(trio.current_time())
         self._end()
@@ -249,6 +261,29 @@ class VirtualListener:
         self._receive.close()
 
 
+class VirtualChanges:
+    """See `moves.Changes`. What one node is told of moves."""
+
+    def __init__(self, network: VirtualNetwork, hosts: frozenset[str]) -> None:
+        self._network = network
+        self.hosts = hosts
+        self._send, self._receive = trio.open_memory_channel[Change](inf)
+        network.watches[self] = None
+
+    def tell(self, change: Change) -> None:
+        self._send.send_nowait(change)
+
+    def __aiter__(self) -> VirtualChanges:
+        return self
+
+    async def __anext__(self) -> Change:
+        return await self._receive.receive()
+
+    def close(self) -> None:
+        self._network.watches.pop(self, None)
+        self._receive.close()
+
+
 class VirtualNetwork:
     """All addresses of a made-up cluster. Give it to `open_node(address, transport=network)`; use one for all nodes.
 
@@ -264,6 +299,8 @@ class VirtualNetwork:
         self.listeners: dict[tuple[str, int], VirtualListener] = {}
         self.streams: dict[VirtualStream, None] = {}
         self.partitions: set[frozenset[str]] = set()
+        self.watches: dict[VirtualChanges, None] = {}
+        self._ports: dict[str, int] = {}  # on which port of its host an address is
         self._healed = trio.lowlevel.ParkingLot()
 
     # -- faults
@@ -330,7 +367,24 @@ class VirtualNetwork:
         for pair in sorted(self.partitions, key=sorted):
             self.heal(*sorted(pair))
 
+    def move(self, host: str) -> None:
+        """An address goes to another port of its host: every node is told, its own and the others. Streams go on; what they do when the
+        way is shut meanwhile, partition() shows."""
+        key = parse_host(host).key
+        before = self._ports.get(key, 0)
+        after = self._ports[key] = before + 1
+        self.note(f"move {key}")
+        for watch in self.watches:
+            if key in watch.hosts:
+                watch.tell(AddressChange(key, (f"port{before}",), (f"port{after}",)))
+            else:
+                watch.tell(NeighbourChange(key, "port0", before.to_bytes(6), after.to_bytes(6)))
+
     # -- Network
+
+    def watch(self, hosts: Iterable[Host]) -> VirtualChanges:
+        """See `moves.Watched`."""
+        return VirtualChanges(self, frozenset(host.key for host in hosts))
 
     async def listen(self, local: Host, port: int) -> VirtualListener:
         await trio.lowlevel.checkpoint()

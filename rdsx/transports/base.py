@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rdsx.addresses import Host
+from rdsx.moves import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,6 +36,9 @@ class ByteStream(Protocol):
 
     def unacknowledged(self) -> int:
         """Bytes sent that the peer's end of the stream has not yet acknowledged (SIOCOUTQ on TCP)."""
+
+    def progress(self) -> Progress | None:
+        """How it fares; None if the system does not say, or the stream is broken."""
 
     def shutdown_write(self) -> None:
         """Half-close: the peer reads to the end, we go on reading."""
@@ -103,6 +107,9 @@ class Link(Protocol):
 
     def tick(self) -> bool:
         """Give delayed acknowledgements and collect the stream's; False when nothing waits for one any more."""
+
+    def progress(self) -> Progress | None:
+        """How the stream under it fares; None if that cannot be told, or says nothing of whether the link survives a move of an address."""
 
     def supersede(self, drain_s: float) -> None:
         """The peer has made a newer link: write nothing more, read this one to its end or for at most `drain_s`, then end."""

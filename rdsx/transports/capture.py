@@ -17,12 +17,13 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import rdsx
 from rdsx.addresses import Host
+from rdsx.moves import Changes, Watched
 from rdsx.transports.base import ByteStream, Listener, Network
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class CaptureNetwork:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
+    def watch(self, hosts: Iterable[Host]) -> Changes | None:
+        """See `moves.Watched`."""
+        return self._network.watch(hosts) if isinstance(self._network, Watched) else None
+
     async def listen(self, local: Host, port: int) -> CapturedListener:
         return CapturedListener(await self._network.listen(local, port), self, local, port)
 
@@ -159,6 +164,7 @@ class CapturedStream:
         self.wait_readable = stream.wait_readable
         self.wait_writable = stream.wait_writable
         self.unacknowledged = stream.unacknowledged
+        self.progress = stream.progress
 
     def send(self, buffers: Sequence[Buffer]) -> int:
         try:

@@ -16,6 +16,7 @@ import trio
 from rdsx._fast import Path
 from rdsx._stream import StreamReader, StreamWriter
 from rdsx.errors import WireError
+from rdsx.moves import Progress
 from rdsx.transports.base import ByteStream, LinkOwner
 from rdsx.transports.signal import Signal
 
@@ -37,6 +38,7 @@ REASONS = {
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
     errno.ECONNREFUSED: "refused",
+    errno.EADDRNOTAVAIL: "address_absent",
 }
 
 
@@ -120,6 +122,9 @@ class StreamLink:
             path.ack_due = ACK_NOW
             self.kick()
         return False
+
+    def progress(self) -> Progress | None:
+        return self._stream.progress()
 
     def supersede(self, drain_s: float) -> None:
         # A kernel that has used several paths with whoever had our address before dials them all, and each closed one again. It stops when

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
 from rdsx.addresses import Host, parse_host
 from rdsx.config import NodeConfig
+from rdsx.moves import Changes, Progress
+from rdsx.transports.local import watch_addresses
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["TcpNetwork"]
 
 BACKLOG = 64  # as rds_tcp listens
+SIOCOUTQNSD = 0x894B  # linux/sockios.h: of the bytes of SIOCOUTQ those that were not sent yet
+TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15
+RTO_MAX_MS = 1000  # the least that it takes
+
+# What TCP_INFO (struct tcp_info of linux/tcp.h) says of a stream's progress: retransmissions and zero-window probes since the peer last
+# acknowledged anything; bytes that it has acknowledged (since Linux 4.1).
+TCP_INFO = struct.Struct("=2x B B 116x Q")
 
 
 class TcpStream:
@@ -65,8 +75,23 @@ class TcpStream:
         """SIOCOUTQ: written and not yet acknowledged by the peer's TCP. OSError once the stream is broken: then it says nothing."""
         if self._broken:
             raise OSError(errno.ENOTCONN, "the stream is broken")
-        count: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, b"\0" * 4))[0]
+        return self._queued(termios.TIOCOUTQ)
+
+    def _queued(self, request: int) -> int:
+        count: int = struct.unpack("i", fcntl.ioctl(self._sock, request, bytes(4)))[0]
         return count
+
+    def progress(self) -> Progress | None:
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            outstanding_bytes = self.unacknowledged() - self._queued(SIOCOUTQNSD)
+        except OSError:
+            return None
+        if len(info) < TCP_INFO.size:
+            return None
+        retransmissions, probes, acknowledged_bytes = TCP_INFO.unpack(info)
+        # One probe may be on its way; its answer takes the count back to none.
+        return Progress(outstanding_bytes, acknowledged_bytes, is_stalled=retransmissions > 0 or probes > 1)
 
     def shutdown_write(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
@@ -114,7 +139,8 @@ class TcpNetwork:
         self._config = config
 
     def tune(self, sock: socket.socket) -> None:
-        """No delay, and the kernel's keepalive: a peer that is silent for about 30 s is dead."""
+        """No delay, and the kernel's keepalive: a peer that is silent for about 30 s is dead. Until then TCP tries at least once a second
+        where it can be told to, so that a connection goes on soon after the way is free again."""
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -127,6 +153,12 @@ class TcpNetwork:
         ):
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS)
+
+    def watch(self, hosts: Iterable[Host]) -> Changes | None:
+        """See `moves.Watched`."""
+        return watch_addresses(hosts)
 
     async def listen(self, local: Host, port: int) -> TcpListener:
         sock = trio.socket.socket(socket.AF_INET6 if local.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)

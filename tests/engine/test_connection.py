@@ -115,7 +115,7 @@ def test_backoff_grows_until_a_link_was_good_for_something() -> None:
     delays = []
     for _ in range(5):
         fixture.connection.dialling()
-        fixture.connection.dial_failed(0.0)
+        fixture.connection.dial_failed(0.0, "refused")
         delays.append(fixture.connection.dial_at(awaited=False))
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0]
     fixture.connection.dialling()
@@ -130,6 +130,45 @@ def test_backoff_grows_until_a_link_was_good_for_something() -> None:
     fixture.path.retire_written(1 << 40)
     fixture.lose()
     assert fixture.connection.dial_at(awaited=False) == 0.0
+
+
+@pytest.mark.parametrize("reason", ["unreachable", "address_absent"])
+def test_after_a_move_the_next_dial_is_at_once_and_the_next_ones_soon(reason: str) -> None:
+    fixture = Fixture()
+    fixture.send()
+    for _ in range(5):
+        fixture.connection.dialling()
+        fixture.connection.dial_failed(0.0, reason)
+    assert fixture.connection.dial_at(awaited=False) == 4.0
+    fixture.connection.hurry(1.0)
+    assert fixture.connection.dial_at(awaited=False) == 1.0
+    delays = []
+    for _ in range(6):
+        fixture.connection.dialling()
+        fixture.connection.dial_failed(0.0, reason)
+        delays.append(fixture.connection.dial_at(awaited=False))
+    assert delays == [0.010, 0.020, 0.050, 0.100, 0.0, 0.5]
+
+
+def test_a_move_postpones_no_dial_and_is_no_reason_for_one() -> None:
+    fixture = Fixture()
+    fixture.connection.hurry(5.0)
+    assert fixture.connection.dial_at(awaited=False) == inf
+    fixture.send()
+    assert fixture.connection.dial_at(awaited=False) == -inf
+
+
+def test_a_link_that_is_dropped_for_a_move_is_followed_at_once() -> None:
+    """Also one that was good for nothing yet."""
+    fixture = Fixture()
+    fixture.send()
+    for _ in range(3):
+        fixture.connection.dialling()
+        fixture.connection.dial_failed(0.0, "refused")
+    fixture.up()
+    fixture.connection.hurry(7.0)
+    fixture.lose(7.0)
+    assert fixture.connection.dial_at(awaited=False) == 7.0
 
 
 def test_a_kernel_in_the_place_of_an_rdsx_node_is_somebody_else() -> None:

@@ -12,6 +12,7 @@ from simkit import simulate
 SEEDS = int(os.environ.get("RDSX_SEEDS", "1000"))
 CHUNK = 50
 FAULTS = ("cut at byte", "partition", "half-open", "wrote to nobody", "restart", "crash", "superseded", "reset_by_user")
+MOVES = ("move ", "address_moved", "peer_moved")
 
 
 def chunks() -> list[range]:
@@ -41,7 +42,7 @@ def test_the_seeds_meet_every_fault() -> None:
         cluster = simulate(seed)
         delivered += sum(len(life) for flow in cluster.got.values() for life in flow.values())
         for line in cluster.network.transcript:
-            for fault in FAULTS:
+            for fault in FAULTS + MOVES:
                 seen[fault] += fault in line
     assert delivered > 1000
-    assert all(seen[fault] for fault in FAULTS), seen
+    assert all(seen[fault] for fault in FAULTS + MOVES), seen

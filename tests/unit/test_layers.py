@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[2] / "rdsx"  # the checkout: an installed package has no .pyx
 
 # What users import, besides the names of `rdsx` itself.
-PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "testing"}
+PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagnosis", "errors", "rdmaip", "testing"}
 
 # The modules of `calls` that do no I/O.
 CALLS_CORE = (
     "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "records", "statistics", "timers", "wire",
+)  # fmt: skip
+
+# The modules of `rdmaip` that do no I/O.
+RDMAIP_CORE = (
+    "actions", "address", "announce", "checks", "config", "echoes", "events", "facts", "oracle", "placement", "plan", "planner", "policy",
+    "port", "prober", "retries", "snapshot_file", "status", "toml_lines", "wording",
 )  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
@@ -116,6 +124,28 @@ def test_the_core_of_calls_knows_no_world(name: str) -> None:
     assert [wrong for wrong in found if any(is_inside(wrong, module) for module in IMPURE | around)] == []
 
 
+@pytest.mark.parametrize("name", RDMAIP_CORE)
+def test_the_core_of_rdmaip_knows_no_world(name: str) -> None:
+    """Nor what stands around it: netlink, tasks, the control socket; and it needs no package that is not Python's own."""
+    around = {f"rdsx.rdmaip.{path.stem}" for path in files("rdmaip") if path.stem not in (*RDMAIP_CORE, "__init__")}
+    found = imports(ROOT / "rdmaip" / f"{name}.py")
+    forbidden = IMPURE | around | {"os", "pyroute2", "click", "rich"}
+    assert [wrong for wrong in found if any(is_inside(wrong, module) for module in forbidden)] == []
+
+
+@pytest.mark.parametrize("name", ["moves", "rdmaip/rtnetlink", "rdmaip/picture"])
+def test_what_tells_of_moves_knows_no_world(name: str) -> None:
+    assert [found for found in imports(ROOT / f"{name}.py") if any(is_inside(found, module) for module in IMPURE)] == []
+
+
+def test_the_netlink_codec_is_imported_by_few() -> None:
+    """It brings pyroute2, which takes 80 ms to import: programs that have nothing to do with netlink must not pay for it."""
+    users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if any(is_inside(name, "pyroute2") for name in imports(path))}
+    assert users == {"rdmaip/rtnetlink.py"}
+    program = "import sys, rdsx, rdsx.cli; sys.exit(any(name.split('.')[0] == 'pyroute2' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], cwd="/", timeout=60, check=False).returncode == 0
+
+
 def test_the_kernels_stack_does_not_know_ours() -> None:
     ours = ("_fast", "_stream", "driver", "engine_socket", "supervisor", "transports", "cli", "calls")
     engine = ("engine.connection", "engine.states", "engine.reconnect")  # not its events: they are of the face
@@ -165,7 +195,7 @@ def test_the_hot_path_knows_nobody() -> None:
 def test_folders_are_found() -> None:
     """The checks above must not pass because they look at nothing."""
     assert (ROOT / "_fast.pyx").exists()
-    for folder in ("engine", "wire", "transports", "cli", "calls"):
+    for folder in ("engine", "wire", "transports", "cli", "calls", "rdmaip"):
         if list((ROOT / folder).glob("*.py")):
             assert len(files(folder)) >= 1
         if len(files(folder)) > 2:

@@ -183,6 +183,12 @@ class Listener:
             raise OSError(errno.ENODEV, f"{self.local.key} is no longer on the RDMA device that it was on")
         return self._manager.device(self._identifier)
 
+    def reopen(self) -> None:
+        """The address is on another device: what waited is refused, and the accept() that waits, or the next one, fails. Then call it
+        again. The CM tells nothing of a move (it does of a bond's failover)."""
+        self.close()
+        self._signal.set()
+
     def close(self) -> None:
         """Take no more requests, and reject those that wait. Twice is harmless."""
         while self._requests:

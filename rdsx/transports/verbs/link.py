@@ -112,6 +112,10 @@ class VerbsLink:
             self.kick()
         return False
 
+    def progress(self) -> None:
+        """A queue pair belongs to a port: it does not survive."""
+        return None
+
     def supersede(self, drain_s: float) -> None:
         # Nothing to drain: what the peer holds unacknowledged comes again on the newer link.
         self._end("superseded")

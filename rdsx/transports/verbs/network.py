@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import mmap
+from collections.abc import Iterable
 
 import trio
 
@@ -18,7 +19,9 @@ from rdsx._fast import Path
 from rdsx._rings import Rings, ring_bytes, verbs_nic
 from rdsx.addresses import Host
 from rdsx.config import NodeConfig
+from rdsx.moves import Changes
 from rdsx.transports.base import LinkOwner
+from rdsx.transports.local import watch_addresses
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
 from rdsx.transports.verbs.device import OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
@@ -121,6 +124,10 @@ class VerbsListener:
     def device(self) -> OpenDevice:
         return self._listener.device
 
+    def reopen(self) -> None:
+        """See `transports.verbs.cm.Listener`."""
+        self._listener.reopen()
+
     def close(self) -> None:
         self._listener.close()
 
@@ -153,6 +160,14 @@ class VerbsNetwork:
     def device(self, local: Host) -> OpenDevice:
         """The device that has an address of ours. OSError ENODEV if none has."""
         return self._listeners[local.key].device
+
+    def watch(self, hosts: Iterable[Host]) -> Changes | None:
+        """See `moves.Watched`."""
+        return watch_addresses(hosts)
+
+    def address_moved(self, local: str) -> None:
+        """An address of ours is on another port, and what listens is bound to a device."""
+        self._listeners[local].reopen()
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
         """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""

@@ -1,0 +1,28 @@
+"""Requests of commands to the running agent. Owns the option that names its socket, and the errors as one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rdsx.cli.running import CliError, run
+from rdsx.rdmaip.config import DEFAULT_CONTROL
+from rdsx.rdmaip.control_client import ControlError, open_control
+
+__all__ = ["ask", "control_option"]
+
+control_option = click.option("--control", metavar="PATH", default=DEFAULT_CONTROL, show_default=True, help="The agent's control socket.")
+
+
+def ask(control: str, op: str, **arguments: str | None) -> dict[str, Any]:
+    """What the agent answers. Raises CliError."""
+    return run(_ask, control, op, arguments)
+
+
+async def _ask(control: str, op: str, arguments: dict[str, str | None]) -> dict[str, Any]:
+    try:
+        async with open_control(control) as client:
+            return await client.request(op, **arguments)
+    except ControlError as error:
+        raise CliError(str(error)) from error

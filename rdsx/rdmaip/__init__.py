@@ -1,0 +1,126 @@
+"""Addresses that move between the ports of a host when a port fails, and come home when it has proved itself again."""
+
+from __future__ import annotations
+
+from rdsx.moves import AddressChange, NeighbourChange
+from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
+from rdsx.rdmaip.agent import Agent, MissingCapabilityError
+from rdsx.rdmaip.backend import read_snapshot
+from rdsx.rdmaip.balance import GroupAddress, addresses, pick_local
+from rdsx.rdmaip.config import Config, ConfigError, Group, ManagedAddress, Probe, parse_config
+from rdsx.rdmaip.control_client import ControlError
+from rdsx.rdmaip.events import (
+    Barred,
+    Conflict,
+    Crippled,
+    Event,
+    HoldExtended,
+    Layer,
+    Moved,
+    Parked,
+    PortDown,
+    PortUp,
+    Reason,
+    Refused,
+    Settled,
+    Unparked,
+)
+from rdsx.rdmaip.facts import (
+    AddressFact,
+    ClockFact,
+    Command,
+    Drain,
+    Fact,
+    Failback,
+    HardwareFact,
+    LinkFact,
+    LinkType,
+    Move,
+    NeighbourConflict,
+    PathFact,
+    Restore,
+    RouteFact,
+    RuleFact,
+    Snapshot,
+    Trigger,
+    Undrain,
+)
+from rdsx.rdmaip.lock import AgentRunningError
+from rdsx.rdmaip.plan import Plan, Step, make_plan
+from rdsx.rdmaip.policy import CommandError, Policy
+from rdsx.rdmaip.status import AddressStatus, LayerStatus, PastEvent, PortStatus, Status, status_of
+from rdsx.rdmaip.watcher import Watch, watch
+from rdsx.rdmaip.wording import describe_action, describe_event
+
+__all__ = [
+    "Action",
+    "AddAddress",
+    "AddressChange",
+    "AddressFact",
+    "AddressStatus",
+    "Agent",
+    "AgentRunningError",
+    "Announce",
+    "Barred",
+    "ClockFact",
+    "Command",
+    "CommandError",
+    "Config",
+    "ConfigError",
+    "Conflict",
+    "ControlError",
+    "Crippled",
+    "Drain",
+    "EnsureRoutes",
+    "Event",
+    "Fact",
+    "Failback",
+    "Group",
+    "GroupAddress",
+    "HardwareFact",
+    "HoldExtended",
+    "Layer",
+    "LayerStatus",
+    "LinkFact",
+    "LinkType",
+    "ManagedAddress",
+    "MissingCapabilityError",
+    "Move",
+    "Moved",
+    "NeighbourChange",
+    "NeighbourConflict",
+    "Parked",
+    "PastEvent",
+    "PathFact",
+    "Plan",
+    "Policy",
+    "PortDown",
+    "PortStatus",
+    "PortUp",
+    "Probe",
+    "Reason",
+    "Refused",
+    "RemoveAddress",
+    "Restore",
+    "Resync",
+    "RouteFact",
+    "RuleFact",
+    "Settled",
+    "Snapshot",
+    "Status",
+    "Step",
+    "SwitchRule",
+    "Trigger",
+    "Undrain",
+    "Unparked",
+    "Watch",
+    "addresses",
+    "describe_action",
+    "describe_event",
+    "make_plan",
+    "parse_config",
+    "pick_local",
+    "read_snapshot",
+    "status_of",
+    "watch",
+]

@@ -1,0 +1,36 @@
+"""What the namespace tests need: skipped, saying why, where it is absent; with CI=true they fail instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from rdmaip.cluster import Cluster, open_cluster
+from rdmaip.topology import Topology, obstacle, open_topology
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where network namespaces cannot be made."""
+    why = obstacle()
+    if why is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"network namespaces cannot be had here: {why}")
+        pytest.skip(f"network namespaces: {why}")
+
+
+@pytest.fixture
+def make_topology(namespaces: None) -> Iterator[Callable[..., Topology]]:
+    """`open_topology` until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda *names, **options: stack.enter_context(open_topology(names, **options))
+
+
+@pytest.fixture
+def make_cluster(namespaces: None) -> Iterator[Callable[..., Cluster]]:
+    """`open_cluster` until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda *names, **options: stack.enter_context(open_cluster(names, **options))
