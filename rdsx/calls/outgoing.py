@@ -38,6 +38,7 @@ class Call:
         "due_s",
         "durable",
         "msg_type",
+        "number",
         "outcome",
         "owner",
         "payload",
@@ -52,6 +53,7 @@ class Call:
         self.msg_type = msg_type
         self.payload = payload
         self.durable = durable
+        self.number = 0  # of a durable call, by which a store knows it
         self.state = CallState.QUEUED
         self.seq = 0
         self.sent_s = 0.0
@@ -112,8 +114,8 @@ class Peer:
     """What we owe and expect of one address. `nonce` is not 0 exactly while an OPEN is unanswered."""
 
     __slots__ = (
-        "address", "backoff_s", "blocked", "calls_due_s", "closing", "heard_s", "hinted_life", "nonce", "open_due_s", "opened_s", "queue",
-        "request_bytes", "session", "silent",
+        "address", "backoff_s", "blocked", "calls_due_s", "closing", "heard_s", "hinted_life", "newest", "nonce", "open_due_s", "opened_s",
+        "queue", "request_bytes", "session", "silent",
     )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
@@ -130,6 +132,7 @@ class Peer:
         self.silent = False  # resent to in vain: only one message at a time, so that others have the socket's room
         self.blocked = False  # the socket takes nothing for it
         self.closing = False
+        self.newest = (0, 0)  # the callee's life and the highest number of a session that it gave us
         self.hinted_life = 0  # the other life by which we last learnt that it restarted
 
     @property

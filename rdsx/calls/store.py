@@ -1,8 +1,9 @@
 """SqliteStore: a courier's sessions, holders and durable calls in one SQLite file, so that they survive its process.
 
 WAL mode, one writer. With `synchronous="normal"` a crash of the process loses nothing, but a power failure may lose the last commits:
-then the courier begins a new life, and its callers are told that it restarted. With "full" it need not. Invariant: one process at a time
-has the file, because it holds a lock on a file beside it for as long.
+then the courier begins a new life, and its callers are told that it restarted. With "full" it need not. Invariants: one process at a time
+has the file, because it holds a lock on a file beside it for as long; that file has the token that the store had when it was last opened or
+closed, so that an older copy of the store is known by its token.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteStore"]
 
-FORMAT = 1
+FORMAT = 2
+MAX_TOKENS_BYTES = 64
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,7 +43,7 @@ CREATE TABLE outgoing (
     address TEXT PRIMARY KEY, life BLOB NOT NULL, session INTEGER NOT NULL, win INTEGER NOT NULL, max_payload INTEGER NOT NULL,
     reserved BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE calls (
-    address TEXT NOT NULL, seq BLOB NOT NULL, msg_type INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (address, seq)) WITHOUT ROWID;
+    number INTEGER PRIMARY KEY, address TEXT NOT NULL, seq BLOB NOT NULL, msg_type INTEGER NOT NULL, payload BLOB NOT NULL);
 """
 
 
@@ -49,7 +51,8 @@ class SqliteStore:
     """Give it to `open_courier(sock, store=...)`; one courier at a time, always with the same address.
 
     Args:
-        path: the file; it is made if it does not exist. Files with `-wal`, `-shm` and `-lock` behind its name belong to it.
+        path: the file; it is made if it does not exist. Files with `-wal`, `-shm` and `-lock` behind its name belong to it, and go where
+            it goes.
         synchronous: "normal", or "full": every commit survives a power failure, and costs an fsync.
         schema: SQL that makes the application's own tables, for handlers with durability="transaction"; it runs at each opening, so write
             CREATE TABLE IF NOT EXISTS.
@@ -88,7 +91,9 @@ class SqliteStore:
     def close(self) -> None:
         """An orderly end: the next opening goes on with the same life. May be called twice."""
         if self._connection is not None:
+            self._connection.execute("PRAGMA synchronous=FULL")
             self._set_meta("clean", "yes")
+            self._change_token()
         self._release()
 
     def write(
@@ -147,6 +152,7 @@ class SqliteStore:
                 raise StoreError(f"{self.path} is a database of something else (it has a table {min(tables)}); give a path of its own")
             self._create(connection, address, new_life)
         life = self._check_meta(connection, address, new_life)
+        self._change_token()
         connection.execute(f"PRAGMA synchronous={self._synchronous.upper()}")
         if self._schema:
             connection.executescript(self._schema)
@@ -156,7 +162,7 @@ class SqliteStore:
         connection.executescript("BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
         for key, value in {
             "format": str(FORMAT), "life": str(life), "identity": os.urandom(16).hex(), "address": text_of(address), "clean": "yes",
-            "boot": "", "next_session": "1",
+            "boot": "", "next_session": "1", "token": "",
         }.items():  # fmt: skip
             self._set_meta(key, value)
 
@@ -167,6 +173,7 @@ class SqliteStore:
         if meta["address"] != text_of(address):
             text = f"{self.path} is the store of the courier at {meta['address']}, not {text_of(address)}; give each courier its own"
             raise StoreError(text)
+        self._check_token(meta["token"])
         life = int(meta["life"])
         boot = boot_id()
         if self._synchronous == "normal" and meta["clean"] != "yes" and meta["boot"] != boot:
@@ -177,6 +184,32 @@ class SqliteStore:
         self._set_meta("boot", boot)
         self._set_meta("clean", "no")
         return life
+
+    # -- the token: by which an older copy is known
+
+    def _check_token(self, token: str) -> None:
+        known = os.pread(self._lock_fd, MAX_TOKENS_BYTES, 0).decode(errors="replace").split()
+        if token in ("", *known):
+            return
+        if known:
+            found = f"is an older copy of the store that was last used here, by {self.path}-lock"
+        else:
+            found = f"may be a copy that was restored: {self.path}-lock, which belongs to it, is not there or empty"
+        raise StoreError(f"{self.path} {found}; calls that it does not know of could run again: begin with a new file")
+
+    def _change_token(self) -> None:
+        """After a crash at any moment the file has the token of the store, and none of an older copy but perhaps the last one."""
+        assert self._connection is not None
+        ((old,),) = self._connection.execute("SELECT value FROM meta WHERE key = 'token'")
+        new = os.urandom(8).hex()
+        self._write_tokens(old, new)
+        self._set_meta("token", new)
+        self._write_tokens(new)
+
+    def _write_tokens(self, *tokens: str) -> None:
+        data = " ".join(tokens).encode()
+        os.pwrite(self._lock_fd, data.ljust(MAX_TOKENS_BYTES), 0)
+        os.fsync(self._lock_fd)
 
     def _rows(self, connection: sqlite3.Connection) -> Rows:
         rows = Rows()
@@ -190,8 +223,12 @@ class SqliteStore:
             rows.holders.append(HolderRow(session, number_of(seq), *rest))
         for address, life, session, window, max_payload, reserved in connection.execute("SELECT * FROM outgoing"):
             rows.outgoing.append(OutgoingRow(address_of(address), number_of(life), session, window, max_payload, number_of(reserved)))
-        for address, seq, msg_type, payload in connection.execute("SELECT * FROM calls"):
-            rows.calls.append(CallRow(address_of(address), number_of(seq), msg_type, payload))
+        known = {row.address for row in rows.outgoing}
+        for number, address, seq, msg_type, payload in connection.execute("SELECT * FROM calls"):
+            call = CallRow(number, address_of(address), number_of(seq), msg_type, payload)
+            if call.seq and call.address not in known:
+                raise ValueError(f"call {number} is of a session that is not there")
+            rows.calls.append(call)
         (value,) = connection.execute("SELECT value FROM meta WHERE key = 'next_session'").fetchone()
         rows.next_session = int(value)
         return rows
@@ -267,12 +304,12 @@ def write_outgoing(connection: sqlite3.Connection, key: object, row: Row | None)
 
 def write_call(connection: sqlite3.Connection, key: object, row: Row | None) -> None:
     if row is None:
-        assert isinstance(key, tuple)
-        connection.execute("DELETE FROM calls WHERE address = ? AND seq = ?", (text_of(key[0]), blob_of(key[1])))
+        connection.execute("DELETE FROM calls WHERE number = ?", (key,))
         return
     assert isinstance(row, CallRow)
     connection.execute(
-        "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?)", (text_of(row.address), blob_of(row.seq), row.msg_type, row.payload)
+        "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?)",
+        (row.number, text_of(row.address), blob_of(row.seq), row.msg_type, row.payload),
     )
 
 
