@@ -20,7 +20,7 @@ from rdsx.calls.config import CallConfig
 from rdsx.calls.holder import Holder, HolderState, Terms
 from rdsx.calls.outcome import EXECUTED, Ending, Executed
 from rdsx.calls.outgoing import Call, CallState
-from rdsx.calls.records import Journal, Rows, SessionRow, restore_callee
+from rdsx.calls.records import CallRow, HolderRow, Journal, OutgoingRow, Row, Rows, SessionRow, restore_callee, restore_caller
 from rdsx.calls.wire import Code, Kind, Message, emit, parse_untrusted
 
 CALLEE = ("10.0.0.2", 1)
@@ -62,6 +62,10 @@ class Bounds:
     ticks: bool = True
     """Callers' timers fire. They add releases and later copies only: what was sent once can arrive again without them."""
     durability: str = "volatile"
+    durable_calls: bool = False
+    """Callers have a store, and ask that their calls survive them."""
+    fleeting_calls: bool = False
+    """... but not for all of them."""
     order: str = "none"
     window: int = 8
     max_half_open: int = 2
@@ -154,7 +158,8 @@ class World:
         self.config = bounds.config()
         self.net: set[int] = set()  # numbers in DATAGRAMS
         self.ghost = Ghost()
-        self.disk: dict[Any, Any] = {}
+        self.disk: dict[Any, Row] = {}  # the callee's
+        self.caller_disks: list[dict[Any, Row]] = [{} for _ in range(bounds.callers)]
         self.next_session = 1
         self.lives = [0] * bounds.callers
         self.started = [0] * bounds.callers
@@ -167,17 +172,22 @@ class World:
         self.callee_life = 100
         self.callee: Callee
         for index in range(bounds.callers):
-            self.callers.append(self.new_caller(index))
+            self.new_caller(index)
         self.new_callee()
 
     # -- lives
 
-    def new_caller(self, index: int) -> Caller:
-        life = 10 * (index + 1) + self.lives[index]
+    def new_caller(self, index: int) -> None:
+        life = 10 * (index + 1) + (0 if self.bounds.durable_calls else self.lives[index])
         caller = self.caller_class(life, self.config, Ends(self, index), uniform=half, draw_nonce=Ends(self, index).draw_nonce)
+        self.callers[index : index + 1] = [caller]
         self.calls[index] = {}
-        self.started[index] = 0
-        return caller
+        if self.bounds.durable_calls:
+            caller.journal, caller.store_id = self.journal_class(), bytes(16)
+            recovered = restore_caller(caller, rows_of(self.caller_disks[index]), self.config, NOW_S)
+            self.calls[index] = {call.payload[1]: call for call in recovered}
+        else:
+            self.started[index] = 0
 
     def new_callee(self) -> None:
         durable = self.bounds.durability != "volatile"
@@ -186,10 +196,7 @@ class World:
         self.callee = callee = self.callee_class(life, self.config, Ends(self, -1))
         if durable:
             callee.journal = self.journal_class()
-            rows = Rows(next_session=self.next_session)
-            for row in self.disk.values():
-                (rows.sessions if isinstance(row, SessionRow) else rows.holders).append(row)
-            restore_callee(callee, rows, NOW_S)
+            restore_callee(callee, rows_of(self.disk, self.next_session), NOW_S)
         self.set_terms()
 
     def set_terms(self) -> None:
@@ -198,15 +205,14 @@ class World:
             self.callee.terms[MSG_TYPE] = terms
 
     def commit(self) -> None:
-        """What the journal gathered is on disk before anything else can happen."""
+        """What the journals gathered is on disk before anything else can happen."""
         journal = self.callee.journal
         if isinstance(journal, Journal):
             self.next_session = max(self.next_session, journal.next_session)
-            for key, row in journal.take().items():
-                if row is None:
-                    self.disk.pop(key, None)
-                else:
-                    self.disk[key] = row
+            write(journal, self.disk)
+        for caller, disk in zip(self.callers, self.caller_disks, strict=True):
+            if isinstance(caller.journal, Journal):
+                write(caller.journal, disk)
 
     # -- steps
 
@@ -220,6 +226,8 @@ class World:
         for index, caller in enumerate(self.callers):
             if self.started[index] < bounds.calls and not caller.closing:
                 yield "start", index
+                if bounds.fleeting_calls:
+                    yield "start_fleeting", index
                 if bounds.refuses:
                     yield "start_refused", index
             if bounds.ticks and caller.next_s() <= NOW_S:
@@ -276,13 +284,17 @@ class World:
     def name(self, index: int, number: int) -> tuple[int, int]:
         return self.callers[index].life, number
 
-    def start(self, index: int) -> None:
+    def start(self, index: int, durable: bool = True) -> None:
         self.started[index] += 1
         caller, number = self.callers[index], self.started[index]
         peer = caller.peer(CALLEE)
-        call = caller.start(peer, MSG_TYPE, bytes((caller.life, number)), NOW_S)
+        durable = durable and self.bounds.durable_calls
+        call = caller.start(peer, MSG_TYPE, bytes((caller.life, number)), NOW_S, durable=durable)
         self.calls[index][number] = call
         self.note_end(index, call)
+
+    def start_fleeting(self, index: int) -> None:
+        self.start(index, durable=False)
 
     def start_refused(self, index: int) -> None:
         self.refusing = True
@@ -302,8 +314,11 @@ class World:
         self.callers[index].abandon(self.calls[index][number], NOW_S)
 
     def crash_caller(self, index: int) -> None:
+        durable = {number for number, call in self.calls[index].items() if call.durable and call.outcome is None}
         self.lives[index] += 1
-        self.callers[index] = self.new_caller(index)
+        self.new_caller(index)
+        if set(self.calls[index]) != durable:
+            raise Violated(f"P7: durable calls {sorted(durable)} have no outcome, and {sorted(self.calls[index])} were recovered", [])
 
     def close(self, index: int) -> None:
         self.callers[index].close(NOW_S)
@@ -412,14 +427,15 @@ class World:
                     self.check_numbers(peer.session.number, peer.session.life, peer.session.next_seq)
 
     def check_numbers(self, session: int, life: int, next_seq: int) -> None:
-        """R12: each number below the next one was handed to the socket."""
+        """R12: each number below the next one was handed to the socket, and was another call; a caller that was restored skips some."""
         sent = {
-            each.seq
+            (each.seq, each.payload)
             for each in (DATAGRAMS.sent[number].message for number in self.net)
             if each.kind is Kind.CALL and (each.session, each.life) == (session, life)
         }
-        if sent != set(range(1, next_seq)):
-            raise Violated(f"R12: numbers {sorted(sent)} were sent, the next one is {next_seq}", [])
+        numbers, used = sorted(seq for seq, _ in sent), list(range(1, next_seq))
+        if numbers != used and not (self.bounds.durable_calls and set(numbers) <= set(used) and len(set(numbers)) == len(numbers)):
+            raise Violated(f"R12: numbers {numbers} were sent, the next one is {next_seq}", [])
 
     def is_at_rest(self) -> bool:
         """All calls of the living callers were made and have ended, and nothing is held for them."""
@@ -445,8 +461,27 @@ class World:
             tuple(self.lives), tuple(self.started), self.nonce, self.registered,
             frozenset(ghost.begun.items()), frozenset(ghost.committed.items()), frozenset(ghost.ended.items()),
             frozenset(ghost.newest_life.items()), ghost.restarted, ghost.expired,
-            frozenset(self.disk.items()), self.next_session,
+            frozenset(self.disk.items()), self.next_session, tuple(frozenset(disk.items()) for disk in self.caller_disks),
         )  # fmt: skip
+
+
+def write(journal: Journal, disk: dict[Any, Row]) -> None:
+    for key, row in journal.take().items():
+        if row is None:
+            disk.pop(key, None)
+        else:
+            disk[key] = row
+
+
+def rows_of(disk: dict[Any, Row], next_session: int = 1) -> Rows:
+    """What a store would read."""
+    rows = Rows(next_session=next_session)
+    lists: dict[type[Row], list[Any]] = {
+        SessionRow: rows.sessions, HolderRow: rows.holders, OutgoingRow: rows.outgoing, CallRow: rows.calls,
+    }  # fmt: skip
+    for row in disk.values():
+        lists[type(row)].append(row)
+    return rows
 
 
 def address(index: int) -> tuple[str, int]:
@@ -500,11 +535,11 @@ def caller_key(caller: Caller, calls: dict[int, Call]) -> Any:
     if peer is None:
         return caller.closing
     session = peer.session
-    numbers = tuple((number, call.state, call.seq, call.covers) for number, call in calls.items())
+    numbers = tuple((number, call.state, call.seq, call.covers, call.durable) for number, call in calls.items())
     of_peer = peer.nonce, peer.closing, peer.blocked, peer.silent, peer.hinted_life, peer.calls_due_s, peer.open_due_s, caller.closing
     of_session = session and (
         session.life, session.number, session.next_seq, session.floor, session.credit, session.version, session.told, session.abandoned,
-        session.release_due_s, session.release_covers, session.release_floor,
+        session.release_due_s, session.release_covers, session.release_floor, session.reserved,
     )  # fmt: skip
     return numbers, of_peer, of_session, caller.next_s()
 

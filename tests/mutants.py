@@ -5,7 +5,8 @@ A mutant is a `World` with other engine classes, the bounds of the smallest worl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from explorekit import NOW_S, Bounds, World
@@ -235,6 +236,76 @@ class ForgetsReleases(World):
                 super().save_session(session)
 
 
+class WritesNoCalls(World):
+    """Durable caller: a call leaves, and nothing on disk says so."""
+
+    class journal_class(Journal):
+        def save_call(self, call: Call) -> None:
+            """Nothing."""
+
+
+class KeepsEnded(World):
+    """Durable caller: a call that has ended stays on disk."""
+
+    class journal_class(Journal):
+        def drop_call(self, call: Call) -> None:
+            """Nothing."""
+
+
+class ReservesNothing(World):
+    """Durable caller: which numbers were used is not on disk."""
+
+    class caller_class(Caller):
+        def _reserve(self, peer: Peer, session: Session, call: Call, seq: int) -> None:
+            call.seq = seq
+            self._save(call)
+
+
+class DisownsResumed(World):
+    """Durable caller: an answer to an OPEN of a former life disowns the session that both lives share."""
+
+    class caller_class(Caller):
+        def handle(self, address: Any, message: Message, now_s: float) -> None:
+            peer = self.peers.get(address)
+            if message.kind is Kind.OPEN_ACK and peer is not None and peer.nonce and message.seq != peer.nonce:
+                self._disown(address, message)
+            else:
+                super().handle(address, message, now_s)
+
+
+class SilentWhenResumed(World):
+    """Durable caller: nobody tells the callee what was released, or is unwanted now, when a session is open again."""
+
+    class caller_class(Caller):
+        def _handle_open_ack(self, address: Any, peer: Peer | None, message: Message, now_s: float) -> None:
+            session = peer.session if peer is not None else None
+            version = session.version if session is not None else 0
+            super()._handle_open_ack(address, peer, message, now_s)
+            if session is not None:
+                session.version, session.release_due_s = version, math.inf
+
+
+class ResumesConfirmedOnly(World):
+    """Both durable: a session without a call is not resumed, though its caller has calls in it."""
+
+    class callee_class(Callee):
+        def _handle_open(self, address: Any, message: Message, now_s: float) -> None:
+            if message.resume is not None and (session := self.sessions.get(message.resume.session)) and not session.confirmed:
+                message = replace(message, resume=None)
+            super()._handle_open(address, message, now_s)
+
+
+class ResumesAnything(World):
+    """Both durable: a session that was evicted is not resumed, and its caller is not told why."""
+
+    class callee_class(Callee):
+        def _handle_open(self, address: Any, message: Message, now_s: float) -> None:
+            record = self.records.get(address)
+            if record is not None and message.resume is not None and message.resume.session in record.evicted:
+                message = replace(message, resume=None)
+            super()._handle_open(address, message, now_s)
+
+
 class TrustsRanges(World):
     """Released ranges: every number up to the next one is told to be released, live ones too."""
 
@@ -295,6 +366,15 @@ MUTANTS = [
     Mutant("R15, journal", BeginsBeforeWriting, Bounds(ticks=False, durability="journal", callee_lives=2), "P1"),
     Mutant("R15, transaction", CommitsTwice, Bounds(ticks=False, durability="transaction", callee_lives=2), "P1"),
     Mutant("releases on disk", ForgetsReleases, Bounds(durability="transaction", callee_lives=2), "P1"),
+    Mutant("durable calls on disk", WritesNoCalls, Bounds(ticks=False, durable_calls=True, caller_lives=2), "P7"),
+    Mutant("durable calls off it", KeepsEnded, Bounds(ticks=False, durable_calls=True, caller_lives=2), "P7"),
+    Mutant(
+        "numbers on disk", ReservesNothing, Bounds(calls=2, ticks=False, durable_calls=True, fleeting_calls=True, caller_lives=2), "R12"
+    ),
+    Mutant("late OPEN_ACK", DisownsResumed, Bounds(ticks=False, durable_calls=True, caller_lives=2), "P3"),
+    Mutant("releases when resumed", SilentWhenResumed, Bounds(durable_calls=True, caller_lives=2), "P3"),
+    Mutant("half-open, resumed", ResumesConfirmedOnly, Bounds(ticks=False, durable_calls=True, caller_lives=2), "P3"),
+    Mutant("evicted, resumed", ResumesAnything, Bounds(ticks=False, evicts=True, durable_calls=True, caller_lives=2), "P3"),
     Mutant("released ranges", TrustsRanges, Bounds(calls=2), "P3"),
     Mutant("BUSY", BusyIsFinal, Bounds(calls=2, max_reply_bytes=1), "P4"),
     Mutant("lanes", IgnoresOrder, Bounds(calls=2, order="start", ticks=False), "order"),

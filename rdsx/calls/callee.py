@@ -14,7 +14,7 @@ from zlib import crc32
 from rdsx.calls.config import CallConfig
 from rdsx.calls.holder import Address, CallerRecord, Holder, HolderState, IncomingSession, Terms
 from rdsx.calls.timers import Timers
-from rdsx.calls.wire import VERSION, Code, Kind, Limits, Message, OpenCode
+from rdsx.calls.wire import VERSION, Code, Kind, Limits, Message, OpenCode, Resume
 
 __all__ = ["Callee", "CalleeJournal", "CalleeOutside"]
 
@@ -110,20 +110,33 @@ class Callee:
             text = f"this courier speaks version {VERSION}"
             self._send(record, self._open_ack(limits.life, message.seq, 0, OpenCode.NO_COMMON_VERSION, text))
             return
-        if session is None and resume is not None:
-            known = record.sessions.get(resume.session)
-            if known is not None and known.confirmed and known.caller_life == limits.life:
-                if resume.next_seq <= known.highest_seq:
-                    self.counters["rolled_back"] += 1
-                    text = f"the caller's store will use number {resume.next_seq}; {known.highest_seq} was seen: it is an old copy"
-                    self._send(record, self._open_ack(limits.life, message.seq, 0, OpenCode.STORE_ROLLED_BACK, text))
-                    return
-                known.heard_s = now_s
-                session = known
+        if session is None and resume is not None and message.life == self.life:
+            session = record.sessions.get(resume.session)
+            if session is None and resume.session in record.evicted:
+                self._reset(address, Message(Kind.OPEN, message.life, resume.session), now_s)  # so nothing of it ever came
+                return
+            if session is not None and session.caller_life == limits.life:
+                self._resume(session, message, resume, now_s)
+                return
+            session = None
         if session is None:
             session = self._open(record, limits.life, message.seq, now_s)
         if session is not None:
             self._send(record, self._open_ack(limits.life, message.seq, session.number, OpenCode.OK))
+
+    def _resume(self, session: IncomingSession, message: Message, resume: Resume, now_s: float) -> None:
+        """A caller with a store has restarted: it goes on with the session that it had."""
+        assert message.limits is not None
+        seen = session.highest_seen()
+        if resume.next_seq <= seen:
+            self.counters["rolled_back"] += 1
+            text = f"the caller's store will use number {resume.next_seq}; {seen} was seen: it is an old copy"
+            answer = self._open_ack(message.limits.life, message.seq, 0, OpenCode.STORE_ROLLED_BACK, text)
+        else:
+            session.heard_s = now_s
+            answer = self._open_ack(message.limits.life, message.seq, session.number, OpenCode.OK)
+            answer.floor = session.floor
+        self._answer(session, answer)
 
     def _open(self, record: CallerRecord, life: int, nonce: int, now_s: float) -> IncomingSession | None:
         """A half-open session: it disturbs nothing. None: there is no room."""

@@ -60,6 +60,7 @@ class Caller:
         self.journal: CallerJournal | None = None
         self.store_id = b""
         self.closing = False
+        self.next_number = 1
         self._outside = outside
         self._uniform = uniform
         self._draw_nonce = draw_nonce
@@ -84,12 +85,15 @@ class Caller:
         call = Call(peer, msg_type, payload, durable)
         self.counters["calls_started"] += 1
         peer.request_bytes += len(payload)
-        peer.queue.append(call)
         if self.closing:
-            peer.queue.pop()
             self._end(call, Outcome(Ending.NEVER_SENT, text="this courier is closing"), now_s)
-        else:
-            self._pump(peer, now_s)
+            return call
+        if durable and self.journal is not None:
+            call.number = self.next_number
+            self.next_number += 1
+            self.journal.save_call(call)
+        peer.queue.append(call)
+        self._pump(peer, now_s)
         return call
 
     def cancel(self, call: Call, now_s: float) -> None:
@@ -154,12 +158,11 @@ class Caller:
         if peer is not None and peer.session is not None and not peer.session.live and not peer.nonce and self.journal is None:
             self._forget_session(peer)
 
-    def resume(self, peer: Peer, session: Session, now_s: float) -> None:
-        """A session from the store: open it again."""
-        peer.session = session
-        for call in session.live.values():
-            call.due_s = inf
+    def resume(self, peer: Peer, now_s: float) -> None:
+        """Its session and calls are from the store: open it again."""
+        for call in (*peer.queue, *(peer.session.live.values() if peer.session is not None else ())):
             peer.request_bytes += len(call.payload)
+            self.next_number = max(self.next_number, call.number + 1)
         self._open(peer, now_s)
 
     # -- messages
@@ -197,10 +200,10 @@ class Caller:
         limits = message.limits
         assert limits is not None
         session = peer.session if peer is not None else None
-        if session is not None and (session.number, session.life) == (message.session, message.life) and (peer is None or not peer.nonce):
-            return  # again
+        is_ours = session is not None and (session.number, session.life) == (message.session, message.life)
         if peer is None or not peer.nonce or message.seq != peer.nonce or limits.life != self.life:
-            self._disown(address, message)
+            if not is_ours:  # else it comes again, or to a caller that has restarted and goes on with this session
+                self._disown(address, message)
             return
         peer.nonce = 0
         peer.open_due_s = inf
@@ -208,15 +211,29 @@ class Caller:
         if message.session == 0 or limits.versions[0] != VERSION:
             self._refused(peer, message, now_s)
             return
-        if session is not None and (session.number, session.life) != (message.session, message.life):
+        if session is not None and not is_ours:
             self._lose_session(peer, session, restarted=session.life != message.life, now_s=now_s)
             session = None
+        if session is None and message.life == peer.newest[0] and message.session <= peer.newest[1]:
+            self._disown(address, message)
+            text = f"the peer's store is an old copy: it opens session {message.session}, and has opened {peer.newest[1]} before"
+            self._fail_queued(peer, Outcome(Ending.UNREACHABLE, text=text), now_s)
+            return
+        if session is not None and session.floor < message.floor:
+            text = f"the caller's store has call {session.floor} under way, which has ended before: it is an old copy"
+            self._roll_back(peer, text, now_s)
+            return
         if session is None:
             window = min(self.config.window, limits.window)
             session = peer.session = Session(message.life, message.session, window, max(1, message.credit), limits.max_payload_bytes)
+            peer.newest = message.life, message.session
+            session.lease_s = limits.lease_s or session.lease_s
             if self.journal is not None:
                 self.journal.save_outgoing(peer, session)
         else:
+            session.version += 1  # calls that were not durable are unwanted now
+            session.abandoned = True
+            session.release_due_s = now_s + self.config.release_delay_s
             self._make_due(peer, now_s)
         session.sent_s = now_s
         self._attend(peer, now_s)
@@ -224,12 +241,20 @@ class Caller:
 
     def _refused(self, peer: Peer, message: Message, now_s: float) -> None:
         """The callee will have no session with us."""
-        ending = Ending.STORE_ROLLED_BACK if message.code == OpenCode.STORE_ROLLED_BACK else Ending.NO_COMMON_VERSION
-        session, peer.session = peer.session, None
+        if message.code == OpenCode.STORE_ROLLED_BACK:
+            self._roll_back(peer, message.text or Ending.STORE_ROLLED_BACK.value, now_s)
+            return
+        if peer.session is not None:
+            self._lose_session(peer, peer.session, restarted=True, now_s=now_s)
+        self._fail_queued(peer, Outcome(Ending.NO_COMMON_VERSION, text=message.text or Ending.NO_COMMON_VERSION.value), now_s)
+
+    def _roll_back(self, peer: Peer, text: str, now_s: float) -> None:
+        """Our store is an old copy: nobody knows what became of the calls in it. Later calls go into a session of their own."""
+        session = peer.session
+        self._forget_session(peer)
         for call in list(session.live.values()) if session is not None else ():
-            self._end(call, Outcome(Ending.STORE_ROLLED_BACK, text=message.text), now_s)
-        self._fail_queued(peer, Outcome(Ending.NO_COMMON_VERSION if ending is Ending.NO_COMMON_VERSION else Ending.UNREACHABLE,
-                                        text=message.text or ending.value), now_s)  # fmt: skip
+            self._end(call, Outcome(Ending.STORE_ROLLED_BACK, text=text), now_s)
+        self._fail_queued(peer, Outcome(Ending.UNREACHABLE, text=text), now_s)
 
     def _handle_status(self, session: Session, message: Message, now_s: float) -> None:
         call = session.live.get(message.seq)
@@ -276,8 +301,7 @@ class Caller:
             if call.state is CallState.SENT:
                 call.state, call.seq, call.due_s, call.backoff_s = CallState.QUEUED, 0, inf, 0.0
                 peer.queue.appendleft(call)
-                if self.journal is not None and call.durable:
-                    self.journal.drop_call(call)
+                self._save(call)
 
     def _lose_session(self, peer: Peer, session: Session, *, restarted: bool, now_s: float) -> None:
         """Nobody can say what became of the calls of this session. They are never sent again."""
@@ -303,6 +327,9 @@ class Caller:
     def _pump(self, peer: Peer, now_s: float) -> None:
         """Send what may be sent now of the queue."""
         session = peer.usable
+        if session is not None and peer.queue and not session.live and session.sent_s + session.lease_s / 2 < now_s:
+            self._forget_session(peer)  # the peer may have forgotten it already: a call in it could end as MAYBE
+            session = None
         if session is None:
             if peer.queue and not peer.nonce and not peer.closing:
                 self._open(peer, now_s)
@@ -324,6 +351,9 @@ class Caller:
         if self.journal is not None:
             self._reserve(peer, session, call, seq)
         if not self._offer(peer, message, now_s):
+            if call.state is CallState.QUEUED:
+                call.seq = 0
+                self._save(call)
             return False
         peer.queue.popleft()
         call.seq, call.state, call.covers = seq, CallState.SENT, covers
@@ -350,8 +380,11 @@ class Caller:
         if seq >= session.reserved:
             session.reserved = seq + self.config.window
             self.journal.save_outgoing(peer, session)
-        if call.durable:
-            call.seq = seq
+        call.seq = seq
+        self._save(call)
+
+    def _save(self, call: Call) -> None:
+        if self.journal is not None and call.number:
             self.journal.save_call(call)
 
     def _send_numbered(self, call: Call, now_s: float) -> bool:
@@ -390,11 +423,11 @@ class Caller:
     def _send_open(self, peer: Peer, now_s: float) -> None:
         limits = Limits(self.life, (VERSION, VERSION), self.config.window, self.config.max_payload_bytes)
         session = peer.session
-        resume = None if session is None else Resume(self.store_id, session.number, session.next_seq)
+        life, resume = (0, None) if session is None else (session.life, Resume(self.store_id, session.number, session.next_seq))
         peer.backoff_s = min(2 * peer.backoff_s or self.config.resend_s, self.config.resend_max_s)
         peer.open_due_s = now_s + self._jittered(peer.backoff_s)
         self._timers.set(peer.address, peer.open_due_s)
-        if not self._offer(peer, Message(Kind.OPEN, seq=peer.nonce, limits=limits, resume=resume), now_s) and peer.blocked:
+        if not self._offer(peer, Message(Kind.OPEN, life, seq=peer.nonce, limits=limits, resume=resume), now_s) and peer.blocked:
             peer.open_due_s = now_s
 
     def _send_release(self, peer: Peer, session: Session, now_s: float) -> bool:
@@ -465,7 +498,7 @@ class Caller:
 
     def _end(self, call: Call, outcome: Outcome, now_s: float) -> None:
         call.peer.request_bytes -= len(call.payload)
-        if self.journal is not None and call.durable and call.seq:
+        if self.journal is not None and call.number:
             self.journal.drop_call(call)
         call.state = CallState.ENDED
         call.outcome = outcome
@@ -500,7 +533,7 @@ class Caller:
         if session is not None and peer.closing:
             due_s = peer.calls_due_s
         elif session is not None and not peer.nonce and not peer.blocked:
-            keep_s = session.sent_s + self.config.lease_s / 4 if session.live else inf
+            keep_s = session.sent_s + session.lease_s / 4 if session.live else inf
             due_s = min(due_s, peer.calls_due_s, session.release_due_s, keep_s)
         self._timers.set(peer.address, due_s)
 
@@ -519,7 +552,7 @@ class Caller:
 
     def _release_due(self, peer: Peer, session: Session, now_s: float) -> None:
         """Tell the peer of releases that no call has carried for a while; and that we live, if we say nothing else."""
-        keep = session.live and now_s >= session.sent_s + self.config.lease_s / 4
+        keep = session.live and now_s >= session.sent_s + session.lease_s / 4
         if session.release_due_s <= now_s:
             if session.told >= session.version:
                 session.release_due_s = inf
@@ -563,7 +596,10 @@ class Caller:
         """Take no more calls, and give up those that were not sent."""
         self.closing = True
         for peer in self.peers.values():
+            durable = deque(call for call in peer.queue if call.number)
+            peer.queue = deque(call for call in peer.queue if not call.number)
             self._fail_queued(peer, Outcome(Ending.NEVER_SENT, text="this courier is closing"), now_s)
+            peer.queue = durable
 
     def part(self, now_s: float) -> None:
         """Give up what is live, and end every session; with a store: keep both for the next time."""
@@ -572,10 +608,7 @@ class Caller:
             if session is None:
                 continue
             for call in list(session.live.values()):
-                if self.journal is not None and call.durable:
-                    call.outcome = Outcome(Ending.CLOSED)
-                    self._outside.call_ended(call)
-                else:
+                if not call.number:
                     self._end_live(session, call, Outcome(Ending.CLOSED), now_s)
             if self.journal is not None:
                 self._send_release(peer, session, now_s)

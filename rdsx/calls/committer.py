@@ -1,7 +1,7 @@
 """The committer: one task that has a store write what was decided, all of it since the last time in one transaction.
 
-What must not be seen before it is on disk waits here: messages, handlers that are to begin. Invariant: what `done` is called with was
-decided before the transaction began that has just ended.
+What must not be seen before it is on disk waits here: messages, handlers that are to begin, ends of durable calls. Invariant: what `done`
+is called with was decided before the transaction began that has just ended.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import trio
 from rdsx.addresses import SockAddr
 from rdsx.calls.handlers import Registration, Reply
 from rdsx.calls.holder import Holder
+from rdsx.calls.outgoing import Call
 from rdsx.calls.records import Journal
 from rdsx.calls.wire import Code
 
@@ -28,11 +29,12 @@ MAX_STAGED = 4096  # messages; with more the courier stops reading, and RDS stop
 
 @dataclass
 class Commit:
-    """What one transaction lets go. `results` are those of handlers that ran within it."""
+    """What one transaction lets go. `results` are those of handlers that ran within it; `ended` are own durable calls."""
 
     staged: list[tuple[SockAddr, bytes]] = field(default_factory=list)
     starts: list[tuple[Holder, Registration]] = field(default_factory=list)
     results: list[tuple[Holder, Code, Reply, str]] = field(default_factory=list)
+    ended: list[Call] = field(default_factory=list)
 
 
 class Committer:
@@ -43,6 +45,7 @@ class Committer:
         self.journal = Journal()
         self.staged: list[tuple[SockAddr, bytes]] = []
         self.starts: list[tuple[Holder, Registration]] = []
+        self.ended: list[Call] = []
         self._done = done
         self._writing = False
         self._wanted = trio.Event()
@@ -80,9 +83,9 @@ class Committer:
 
     async def _write(self) -> None:
         self._writing = True
-        commit = Commit(self.staged, [start for start in self.starts if start[1].durability != "transaction"])
+        commit = Commit(self.staged, [start for start in self.starts if start[1].durability != "transaction"], ended=self.ended)
         inside = [start for start in self.starts if start[1].durability == "transaction"]
-        changes, self.staged, self.starts = self.journal.take(), [], []
+        changes, self.staged, self.starts, self.ended = self.journal.take(), [], [], []
         try:
             if changes or inside:  # run_sync() cannot be cancelled half way: the thread has the connection
                 commit.results = await trio.to_thread.run_sync(self.store.write, changes, self.journal.next_session, inside)

@@ -207,7 +207,8 @@ class Courier:
             on_cancel: what cancelling does to a call that was sent. "abandon": it ends as MAYBE, at once. "cancel": the peer is asked to
                 cancel, nobody waits. "settle": as "cancel", and wait, at most `settle_s`, until the truth is known. "detach": nothing.
                 To see what is known afterwards, use `start_call` and look at `PendingCall.outcome`.
-            durable: the call survives a restart of this courier, which needs a store: see `recovered_calls`.
+            durable: the call survives a restart of this courier, which needs a store: see `recovered_calls`. It is on disk before it is
+                sent, and its end is before it is told.
             resend_if_unknown: make a new call when the peer has restarted or forgotten and nobody knows whether the handler ran: at least
                 once instead of exactly once, for handlers that may run twice.
 

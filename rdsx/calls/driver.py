@@ -65,6 +65,7 @@ class CourierDriver:
         self._room = trio.lowlevel.ParkingLot()  # for calls that would exceed a peer's queue
         self._progress = trio.lowlevel.ParkingLot()  # for closing
         self.recovered: list[PendingCall] = []
+        self._untold: dict[Call, None] = {}  # durable calls that have ended, which is not on disk yet
         self._timer = trio.CancelScope()
         self._timer_s = inf
         self._handler_nursery: trio.Nursery | None = None
@@ -86,6 +87,8 @@ class CourierDriver:
         now_s = trio.current_time()
         call = self.caller.start(self.caller.peer(address), msg_type, payload, now_s, durable=durable)
         pending = PendingCall(self, call)
+        if call.outcome is not None:
+            self.call_ended(call)
         self._attend(now_s)
         return pending
 
@@ -162,7 +165,11 @@ class CourierDriver:
 
     def call_ended(self, call: Call) -> None:
         if call.owner is not None:
-            call.owner._note_ended()
+            if call.number and self._committer is not None:  # a crash now would make it be under way again
+                self._committer.ended.append(call)
+                self._untold[call] = None
+            else:
+                call.owner._tell()
         if self._room:
             self._room.unpark_all()
 
@@ -188,6 +195,9 @@ class CourierDriver:
             self.caller.journal = self.callee.journal = self._committer.journal
             restore_callee(self.callee, rows, now_s)
             self.recovered = [PendingCall(self, call) for call in restore_caller(self.caller, rows, self.config, now_s)]
+            for pending in self.recovered:
+                if pending._call.outcome is not None:
+                    self.call_ended(pending._call)
             nursery.start_soon(self._committer.run, name=f"rdsx.calls store of {self.address}")
         self._handler_nursery = await nursery.start(self._hold_handlers)
         nursery.start_soon(self._receive, name=f"rdsx.calls receiver of {self.address}")
@@ -303,6 +313,9 @@ class CourierDriver:
             if address in self._awaiting_room or not self._transmit_staged(address, data):
                 self.caller.lost(address, now_s)
                 self.callee.lost(address, now_s)
+        for call in done.ended:
+            self._untold.pop(call, None)
+            call.owner._tell()
         for holder, registration in done.starts:
             self._begin(holder, registration)
         for holder, code, reply, text in done.results:
@@ -351,10 +364,11 @@ class CourierDriver:
     def give_up(self) -> None:
         """From now on nothing is sent, and nobody waits."""
         self._closing = self.closed = True
-        for peer in self.caller.peers.values():
-            for call in (*peer.queue, *(peer.session.live.values() if peer.session is not None else ())):
-                call.outcome = Outcome(Ending.CLOSED if call.seq else Ending.NEVER_SENT, text="this courier was closed")
-                self.call_ended(call)
+        queued = [call for peer in self.caller.peers.values() for call in peer.queue]
+        for call in (*queued, *self.caller.live_calls(), *self._untold):
+            call.outcome = Outcome(Ending.CLOSED if call.seq or call.number else Ending.NEVER_SENT, text="this courier was closed")
+            if call.owner is not None:
+                call.owner._tell()
         self._room.unpark_all()
 
     def _warn(self, subject: str, text: str) -> None:

@@ -144,6 +144,10 @@ class IncomingSession:
     def is_released(self, seq: int) -> bool:
         return seq < self.floor or bool(self.released >> (seq - self.floor) & 1)
 
+    def highest_seen(self) -> int:
+        """No number above it has been used, as far as we know."""
+        return max(self.highest_seq, self.floor + self.released.bit_length() - 1)
+
     def release(self, floor: int, ranges: tuple[tuple[int, int], ...], window: int, now_s: float) -> list[Holder]:
         """Apply what the caller no longer wants; returns the holders that are gone from the table."""
         gone: list[Holder] = []

@@ -18,6 +18,8 @@ __all__ = ["Address", "Call", "CallState", "Peer", "Session"]
 
 Address = tuple[Any, ...]
 
+LEASE_S = 3600  # of a peer that has not said it
+
 
 class CallState(IntEnum):
     """A call has a number in SENT and CANCELLING only."""
@@ -38,6 +40,7 @@ class Call:
         "due_s",
         "durable",
         "msg_type",
+        "number",
         "outcome",
         "owner",
         "payload",
@@ -52,6 +55,7 @@ class Call:
         self.msg_type = msg_type
         self.payload = payload
         self.durable = durable
+        self.number = 0  # of a durable call, by which a store knows it
         self.state = CallState.QUEUED
         self.seq = 0
         self.sent_s = 0.0
@@ -67,8 +71,8 @@ class Session:
     """Our session with a peer, once it is usable. `version` counts releases; `told` is how many of them the peer certainly knows."""
 
     __slots__ = (
-        "abandoned", "credit", "floor", "life", "live", "max_payload_bytes", "next_seq", "number", "release_backoff_s", "release_covers",
-        "release_due_s", "release_floor", "reserved", "sent_s", "told", "untold_bytes", "version", "window",
+        "abandoned", "credit", "floor", "lease_s", "life", "live", "max_payload_bytes", "next_seq", "number", "release_backoff_s",
+        "release_covers", "release_due_s", "release_floor", "reserved", "sent_s", "told", "untold_bytes", "version", "window",
     )  # fmt: skip
 
     def __init__(self, life: int, number: int, window: int, credit: int, max_payload_bytes: int) -> None:
@@ -77,6 +81,7 @@ class Session:
         self.window = window
         self.credit = credit
         self.max_payload_bytes = max_payload_bytes
+        self.lease_s = LEASE_S
         self.next_seq = 1
         self.floor = 1
         self.reserved = 1  # with a store: numbers below it may have been used
@@ -112,8 +117,8 @@ class Peer:
     """What we owe and expect of one address. `nonce` is not 0 exactly while an OPEN is unanswered."""
 
     __slots__ = (
-        "address", "backoff_s", "blocked", "calls_due_s", "closing", "heard_s", "hinted_life", "nonce", "open_due_s", "opened_s", "queue",
-        "request_bytes", "session", "silent",
+        "address", "backoff_s", "blocked", "calls_due_s", "closing", "heard_s", "hinted_life", "newest", "nonce", "open_due_s", "opened_s",
+        "queue", "request_bytes", "session", "silent",
     )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
@@ -130,6 +135,7 @@ class Peer:
         self.silent = False  # resent to in vain: only one message at a time, so that others have the socket's room
         self.blocked = False  # the socket takes nothing for it
         self.closing = False
+        self.newest = (0, 0)  # the callee's life and the highest number of a session that it gave us
         self.hinted_life = 0  # the other life by which we last learnt that it restarted
 
     @property

@@ -24,12 +24,13 @@ CHOICES = ("abandon", "cancel", "settle", "detach")
 class PendingCall:
     """Made by `Courier.start_call`. Any number of tasks may wait for it, at any time, also after its end."""
 
-    __slots__ = ("_call", "_driver", "_ended", "msg_type", "peer")
+    __slots__ = ("_call", "_driver", "_ended", "_told", "msg_type", "peer")
 
     def __init__(self, driver: CourierDriver, call: Call) -> None:
         self._driver = driver
         self._call = call
         self._ended: trio.Event | None = None
+        self._told = False  # its outcome may be seen
         self.peer: SockAddr = call.peer.address
         self.msg_type = call.msg_type
         call.owner = self
@@ -41,13 +42,13 @@ class PendingCall:
     @property
     def outcome(self) -> Outcome | None:
         """How it ended; None while it has not."""
-        return self._call.outcome
+        return self._call.outcome if self._told else None
 
     @property
     def executed(self) -> Executed:
         """What is known by now: NO while it was not sent, then MAYBE until its outcome says more."""
-        if self._call.outcome is not None:
-            return self._call.outcome.executed
+        if self.outcome is not None:
+            return self.outcome.executed
         return Executed.NO if self._call.state is CallState.QUEUED else Executed.MAYBE
 
     async def wait(self, *, on_cancel: OnCancel = "detach") -> Reply:
@@ -76,11 +77,14 @@ class PendingCall:
         """
         self._driver.cancel(self._call)
         await self._wait_ended()
-        assert self._call.outcome is not None
-        return self._call.outcome
+        assert self.outcome is not None
+        return self.outcome
 
     def abandon(self) -> None:
-        """The result is unwanted. The outcome is there at once: NO if the call was not sent, else MAYBE for ever."""
+        """The result is unwanted. The outcome is NO if the call was not sent, else MAYBE for ever.
+
+        It is there at once; that of a durable call when the store has it.
+        """
         self._driver.abandon(self._call)
 
     async def _settle(self) -> None:
@@ -91,16 +95,18 @@ class PendingCall:
     async def _wait_ended(self) -> None:
         if self._ended is None:
             self._ended = trio.Event()
-            if self._call.outcome is not None:
+            if self._told:
                 self._ended.set()
         await self._ended.wait()
 
-    def _note_ended(self) -> None:
+    def _tell(self) -> None:
+        """Its outcome is there, and no crash can change it any more."""
+        self._told = True
         if self._ended is not None:
             self._ended.set()
 
     def _reply(self) -> Reply:
-        outcome = self._call.outcome
+        outcome = self.outcome
         assert outcome is not None
         if outcome.ending is Ending.REPLIED:
             return Reply(outcome.status, outcome.payload)

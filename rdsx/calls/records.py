@@ -61,8 +61,9 @@ class OutgoingRow(NamedTuple):
 
 
 class CallRow(NamedTuple):
-    """A durable call that has a number and no outcome."""
+    """A durable call that has no outcome. `seq` is 0 while it has no number in a session."""
 
+    number: int
     address: Address
     seq: int
     msg_type: int
@@ -133,10 +134,10 @@ class Journal:
         self.changes[OutgoingRow, peer.address] = None
 
     def save_call(self, call: Call) -> None:
-        self.changes[CallRow, (call.peer.address, call.seq)] = CallRow(call.peer.address, call.seq, call.msg_type, call.payload)
+        self.changes[CallRow, call.number] = CallRow(call.number, call.peer.address, call.seq, call.msg_type, call.payload)
 
     def drop_call(self, call: Call) -> None:
-        self.changes[CallRow, (call.peer.address, call.seq)] = None
+        self.changes[CallRow, call.number] = None
 
 
 def _session_row(session: IncomingSession, state: int) -> SessionRow:
@@ -178,20 +179,27 @@ def _holder(session: IncomingSession, row: HolderRow, now_s: float) -> Holder:
 
 def restore_caller(caller: Caller, rows: Rows, config: CallConfig, now_s: float) -> list[Call]:
     """Open again the sessions that were written down; returns the durable calls, which are under way again."""
-    calls: dict[Address, list[CallRow]] = {}
-    for each in sorted(rows.calls):
-        calls.setdefault(each.address, []).append(each)
-    found = []
     for row in rows.outgoing:
-        peer = caller.peer(row.address)
         session = Session(row.life, row.session, min(row.window, config.window), config.window, row.max_payload_bytes)
-        session.next_seq = session.reserved = row.reserved
-        for each in calls.get(row.address, ()):
-            call = Call(peer, each.msg_type, each.payload, durable=True)
-            call.seq, call.state = each.seq, CallState.SENT
-            session.live[each.seq] = call
-            found.append(call)
-        session.floor = min(session.live, default=session.next_seq)
-        session.abandoned = True  # calls that were not durable are unwanted now
-        caller.resume(peer, session, now_s)
-    return found
+        session.next_seq = session.floor = session.reserved = row.reserved
+        peer = caller.peer(row.address)
+        peer.session, peer.newest = session, (row.life, row.session)
+    calls = [_call(caller, row) for row in sorted(rows.calls)]
+    for call in sorted(calls, key=lambda call: call.seq):
+        if call.seq == 0:
+            call.peer.queue.append(call)
+            continue
+        call.state = CallState.SENT
+        owner = call.peer.session
+        assert owner is not None
+        owner.live[call.seq] = call
+        owner.floor = next(iter(owner.live))
+    for peer in caller.peers.values():
+        caller.resume(peer, now_s)
+    return calls
+
+
+def _call(caller: Caller, row: CallRow) -> Call:
+    call = Call(caller.peer(row.address), row.msg_type, row.payload, durable=True)
+    call.number, call.seq = row.number, row.seq
+    return call

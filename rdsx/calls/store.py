@@ -1,15 +1,15 @@
 """SqliteStore: a courier's sessions, holders and durable calls in one SQLite file, so that they survive its process.
 
 WAL mode, one writer. With `synchronous="normal"` a crash of the process loses nothing, but a power failure may lose the last commits:
-then the courier begins a new life, and its callers are told that it restarted. With "full" it need not. Invariant: one process at a time
-has the file, because it holds a lock on a file beside it for as long.
+then the courier begins a new life, and its callers are told that it restarted. With "full" it need not. Invariants: one process at a time
+has the file, because it holds a lock on a file beside it for as long; that file has the token that the store had when it was last opened or
+closed, so that an older copy of the store is known by its token.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,38 +18,25 @@ from rdsx.addresses import SockAddr
 from rdsx.calls.errors import StoreError
 from rdsx.calls.handlers import IncomingCall, Registration, Reply, reply_of
 from rdsx.calls.holder import Holder, HolderState
-from rdsx.calls.records import CallRow, HolderRow, OutgoingRow, Row, Rows, SessionRow
+from rdsx.calls.records import HolderRow, Row, Rows, SessionRow
+from rdsx.calls.tables import FORMAT, SCHEMA, WRITERS, read_rows, text_of, write_holder
 from rdsx.calls.wire import Code
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "read_store"]
 
-FORMAT = 1
+MAX_TOKENS_BYTES = 64
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (
-    number INTEGER PRIMARY KEY, address TEXT NOT NULL, caller_life BLOB NOT NULL, nonce BLOB NOT NULL, state INTEGER NOT NULL,
-    floor BLOB NOT NULL, released BLOB NOT NULL);
-CREATE TABLE holders (
-    session INTEGER NOT NULL, seq BLOB NOT NULL, state INTEGER NOT NULL, msg_type INTEGER NOT NULL, length INTEGER NOT NULL,
-    crc INTEGER NOT NULL, code INTEGER NOT NULL, status INTEGER NOT NULL, text TEXT NOT NULL, reply BLOB NOT NULL,
-    PRIMARY KEY (session, seq)) WITHOUT ROWID;
-CREATE TABLE outgoing (
-    address TEXT PRIMARY KEY, life BLOB NOT NULL, session INTEGER NOT NULL, win INTEGER NOT NULL, max_payload INTEGER NOT NULL,
-    reserved BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE calls (
-    address TEXT NOT NULL, seq BLOB NOT NULL, msg_type INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (address, seq)) WITHOUT ROWID;
-"""
 
 
 class SqliteStore:
     """Give it to `open_courier(sock, store=...)`; one courier at a time, always with the same address.
 
     Args:
-        path: the file; it is made if it does not exist. Files with `-wal`, `-shm` and `-lock` behind its name belong to it.
+        path: the file; it is made if it does not exist. Files with `-wal`, `-shm` and `-lock` behind its name belong to it, and go where
+            it goes.
         synchronous: "normal", or "full": every commit survives a power failure, and costs an fsync.
         schema: SQL that makes the application's own tables, for handlers with durability="transaction"; it runs at each opening, so write
             CREATE TABLE IF NOT EXISTS.
@@ -88,7 +75,9 @@ class SqliteStore:
     def close(self) -> None:
         """An orderly end: the next opening goes on with the same life. May be called twice."""
         if self._connection is not None:
+            self._connection.execute("PRAGMA synchronous=FULL")
             self._set_meta("clean", "yes")
+            self._change_token()
         self._release()
 
     def write(
@@ -147,18 +136,20 @@ class SqliteStore:
                 raise StoreError(f"{self.path} is a database of something else (it has a table {min(tables)}); give a path of its own")
             self._create(connection, address, new_life)
         life = self._check_meta(connection, address, new_life)
+        self._change_token()
         connection.execute(f"PRAGMA synchronous={self._synchronous.upper()}")
         if self._schema:
             connection.executescript(self._schema)
-        return life, self._rows(connection)
+        return life, read_rows(connection)
 
     def _create(self, connection: sqlite3.Connection, address: SockAddr, life: int) -> None:
-        connection.executescript("BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
+        connection.executescript("BEGIN IMMEDIATE;" + SCHEMA)
         for key, value in {
             "format": str(FORMAT), "life": str(life), "identity": os.urandom(16).hex(), "address": text_of(address), "clean": "yes",
-            "boot": "", "next_session": "1",
+            "boot": "", "next_session": "1", "token": "",
         }.items():  # fmt: skip
             self._set_meta(key, value)
+        connection.execute("COMMIT")
 
     def _check_meta(self, connection: sqlite3.Connection, address: SockAddr, new_life: int) -> int:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -167,6 +158,7 @@ class SqliteStore:
         if meta["address"] != text_of(address):
             text = f"{self.path} is the store of the courier at {meta['address']}, not {text_of(address)}; give each courier its own"
             raise StoreError(text)
+        self._check_token(meta["token"])
         life = int(meta["life"])
         boot = boot_id()
         if self._synchronous == "normal" and meta["clean"] != "yes" and meta["boot"] != boot:
@@ -178,23 +170,31 @@ class SqliteStore:
         self._set_meta("clean", "no")
         return life
 
-    def _rows(self, connection: sqlite3.Connection) -> Rows:
-        rows = Rows()
-        for number, address, caller_life, nonce, state, floor, released in connection.execute("SELECT * FROM sessions"):
-            rows.sessions.append(
-                SessionRow(
-                    number, address_of(address), number_of(caller_life), number_of(nonce), state, number_of(floor), number_of(released)
-                )
-            )
-        for session, seq, *rest in connection.execute("SELECT * FROM holders"):
-            rows.holders.append(HolderRow(session, number_of(seq), *rest))
-        for address, life, session, window, max_payload, reserved in connection.execute("SELECT * FROM outgoing"):
-            rows.outgoing.append(OutgoingRow(address_of(address), number_of(life), session, window, max_payload, number_of(reserved)))
-        for address, seq, msg_type, payload in connection.execute("SELECT * FROM calls"):
-            rows.calls.append(CallRow(address_of(address), number_of(seq), msg_type, payload))
-        (value,) = connection.execute("SELECT value FROM meta WHERE key = 'next_session'").fetchone()
-        rows.next_session = int(value)
-        return rows
+    # -- the token: by which an older copy is known
+
+    def _check_token(self, token: str) -> None:
+        known = os.pread(self._lock_fd, MAX_TOKENS_BYTES, 0).decode(errors="replace").split()
+        if token in ("", *known):
+            return
+        if known:
+            found = f"is an older copy of the store that was last used here, by {self.path}-lock"
+        else:
+            found = f"may be a copy that was restored: {self.path}-lock, which belongs to it, is not there or empty"
+        raise StoreError(f"{self.path} {found}; calls that it does not know of could run again: begin with a new file")
+
+    def _change_token(self) -> None:
+        """After a crash at any moment the file has the token of the store, and none of an older copy but perhaps the last one."""
+        assert self._connection is not None
+        ((old,),) = self._connection.execute("SELECT value FROM meta WHERE key = 'token'")
+        new = os.urandom(8).hex()
+        self._write_tokens(old, new)
+        self._set_meta("token", new)
+        self._write_tokens(new)
+
+    def _write_tokens(self, *tokens: str) -> None:
+        data = " ".join(tokens).encode()
+        os.pwrite(self._lock_fd, data.ljust(MAX_TOKENS_BYTES), 0)
+        os.fsync(self._lock_fd)
 
     def _set_meta(self, key: str, value: str) -> None:
         assert self._connection is not None
@@ -228,74 +228,22 @@ class SqliteStore:
         return holder, code, reply, text
 
 
-# -- rows
+def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, str], Rows]:
+    """What a store says of its courier, and all of its rows. Changes nothing, and does not mind a courier that has it open.
 
+    Raises StoreError: it is not there, no store, damaged, or of another format.
+    """
+    import sqlite3
 
-def write_session(connection: sqlite3.Connection, key: object, row: Row | None) -> None:
-    if row is None:
-        connection.execute("DELETE FROM sessions WHERE number = ?", (key,))
-        connection.execute("DELETE FROM holders WHERE session = ?", (key,))
-        return
-    assert isinstance(row, SessionRow)
-    released = row.released.to_bytes((row.released.bit_length() + 7) // 8, "big")
-    connection.execute(
-        "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (row.number, text_of(row.address), blob_of(row.caller_life), blob_of(row.nonce), row.state, blob_of(row.floor), released),
-    )
-
-
-def write_holder(connection: sqlite3.Connection, key: object, row: Row | None) -> None:
-    if row is None:
-        assert isinstance(key, tuple)
-        connection.execute("DELETE FROM holders WHERE session = ? AND seq = ?", (key[0], blob_of(key[1])))
-        return
-    assert isinstance(row, HolderRow)
-    connection.execute("INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (row.session, blob_of(row.seq), *row[2:]))
-
-
-def write_outgoing(connection: sqlite3.Connection, key: object, row: Row | None) -> None:
-    if row is None:
-        assert isinstance(key, tuple)
-        connection.execute("DELETE FROM outgoing WHERE address = ?", (text_of(key),))
-        return
-    assert isinstance(row, OutgoingRow)
-    connection.execute(
-        "INSERT OR REPLACE INTO outgoing VALUES (?, ?, ?, ?, ?, ?)",
-        (text_of(row.address), blob_of(row.life), row.session, row.window, row.max_payload_bytes, blob_of(row.reserved)),
-    )
-
-
-def write_call(connection: sqlite3.Connection, key: object, row: Row | None) -> None:
-    if row is None:
-        assert isinstance(key, tuple)
-        connection.execute("DELETE FROM calls WHERE address = ? AND seq = ?", (text_of(key[0]), blob_of(key[1])))
-        return
-    assert isinstance(row, CallRow)
-    connection.execute(
-        "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?)", (text_of(row.address), blob_of(row.seq), row.msg_type, row.payload)
-    )
-
-
-WRITERS = {SessionRow: write_session, HolderRow: write_holder, OutgoingRow: write_outgoing, CallRow: write_call}
-
-
-def blob_of(number: int) -> bytes:
-    """Numbers of 64 bits do not fit into SQLite's signed integers. Big-endian, so that they sort."""
-    return number.to_bytes(8, "big")
-
-
-def number_of(blob: bytes) -> int:
-    if not isinstance(blob, bytes):
-        raise TypeError(f"a number is stored as {type(blob).__name__}")
-    return int.from_bytes(blob, "big")
-
-
-def text_of(address: SockAddr) -> str:
-    return json.dumps(address)
-
-
-def address_of(text: str) -> SockAddr:
-    return tuple(json.loads(text))
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("BEGIN")  # one state of it, also while a courier writes
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+            if meta["format"] != str(FORMAT):
+                raise StoreError(f"{path} has format {meta['format']}, this version of rdsx reads {FORMAT}")
+            return meta, read_rows(connection)
+    except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreError(f"{path} cannot be read, or is no store of calls: {error}") from error
 
 
 def boot_id() -> str:

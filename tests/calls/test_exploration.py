@@ -24,6 +24,9 @@ COMPLETE = {
     "callee restarts, with a journal": Bounds(callee_lives=3, durability="journal", cancels=True, abandons=True),
     "callee restarts, with transactions": Bounds(callee_lives=3, durability="transaction", cancels=True, abandons=True),
     "two callers": Bounds(callers=2),
+    "durable caller": Bounds(durable_calls=True, caller_lives=2),
+    "durable caller, callee with a journal": Bounds(durable_calls=True, caller_lives=2, callee_lives=2, durability="journal"),
+    "durable caller, callee with transactions": Bounds(durable_calls=True, caller_lives=2, callee_lives=2, durability="transaction"),
 }
 BOUNDED = {
     "no room for a second reply": Bounds(calls=2, max_reply_bytes=1),
@@ -37,6 +40,17 @@ BOUNDED = {
     "restarts without a store, two calls": Bounds(calls=2, callee_lives=2, cancels=True),
     "restarts with a journal, two calls": Bounds(calls=2, callee_lives=2, durability="journal", cancels=True),
     "restarts with transactions, two calls": Bounds(calls=2, callee_lives=2, durability="transaction", abandons=True),
+    "durable caller, calls are given up, and its socket refuses": Bounds(
+        durable_calls=True, caller_lives=3, cancels=True, abandons=True, refuses=True
+    ),
+    "durable caller, half-open sessions age": Bounds(calls=2, durable_calls=True, caller_lives=2, evicts=True),
+    "durable and other calls, in order of start": Bounds(
+        calls=2, durable_calls=True, fleeting_calls=True, caller_lives=2, order="start", abandons=True
+    ),
+    "both durable, two calls": Bounds(
+        calls=2, durable_calls=True, fleeting_calls=True, caller_lives=2, callee_lives=2, durability="transaction", cancels=True
+    ),
+    "durable caller, callee without a store": Bounds(calls=2, durable_calls=True, caller_lives=2, callee_lives=2),
     "three lives of a caller, room for two half-open sessions": Bounds(caller_lives=3, ticks=False),
     "three calls, no room for a second holder": Bounds(calls=3, max_holders=1),
 }

@@ -1,12 +1,20 @@
 """The failure table: what a lost, repeated or late message of each kind does, and a crash at each moment. One test per row.
 
-Two engines back to back, every datagram in the test's hands; docs/calls.md has the table.
+Two engines back to back, every datagram in the test's hands. Where the connection is what fails, couriers on the virtual network.
 """
 
 from __future__ import annotations
 
-from callskit import MSG_TYPE, Pair
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from callskit import MSG_TYPE, A, B, Duo, Pair, duo
+from rdsx.calls import IncomingCall
 from rdsx.calls.wire import Kind
+from rdsx.testing import run
 
 
 def done(pair: Pair) -> None:
@@ -447,8 +455,88 @@ def test_lease() -> None:
     pair.pass_time(101.0)  # silence ends it
     assert not pair.callee.sessions
     assert pair.callee.counters["sessions_expired"] == 1
-    late = pair.call()
-    pair.run()
     assert pair.end_of(call) == ("REPLIED", "yes")
-    assert pair.end_of(late) == ("PEER_FORGOT", "maybe")
-    assert pair.call(msg_type=MSG_TYPE).outcome is None
+    assert pair.finished().ending.name == "REPLIED"  # the caller knows how long it was silent, and opens another one
+    lost = pair.call()
+    for _ in range(5):  # so long nothing gets through that the session ends
+        pair.pass_time(24.0)
+        pair.wire.clear()
+    pair.pass_time(20.0)
+    pair.run()
+    assert pair.end_of(lost) == ("PEER_FORGOT", "maybe")
+    assert pair.finished().ending.name == "REPLIED"
+
+
+# -- the address is elsewhere
+
+
+def calls_notice_nothing(trouble: Callable[[Duo, float], Awaitable[None]]) -> None:
+    """Calls in both directions while there is trouble for so many seconds, again and again: each runs once and is answered, in the
+    session that was there before, over new connections."""
+
+    async def main() -> None:
+        async with duo() as pair:
+            runs: Counter[bytes] = Counter()
+            over = trio.Event()
+
+            async def handle(call: IncomingCall) -> bytes:
+                runs[call.payload] += 1
+                await trio.sleep(0.5)
+                return call.payload[::-1]
+
+            for courier in (pair.here, pair.there):
+                courier.register(MSG_TYPE, handle)
+
+            async def calls(name: str) -> None:
+                number = 0
+                while not over.is_set():
+                    number += 1
+                    courier, peer = (pair.here, pair.there) if number % 2 else (pair.there, pair.here)
+                    text = f"{name} {number}".encode()
+                    assert await courier.call(peer.address, MSG_TYPE, text) == (0, text[::-1])
+
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(calls, f"{number}")
+                for seconds in (0.1, 1.0, 5.0, 40.0):
+                    await trio.sleep(1.0)
+                    connections = set(pair.network.streams)
+                    await trouble(pair, seconds)
+                    await trio.sleep(20.0)  # the longest pause between two dials
+                    assert len(set(pair.network.streams) - connections) == len(connections) == 2  # both ends are new
+                over.set()
+            assert len(runs) > 100
+            assert set(runs.values()) == {1}
+            for courier in (pair.here, pair.there):
+                counters = Counter(courier.statistics().counters)
+                assert counters["sessions_confirmed"] == 1
+                assert counters["unknown_outcomes"] == counters["resets_sent"] == counters["sessions_gone"] == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(("mover", "other"), [(A, B), (B, A)])
+def test_address_moves(mover: str, other: str) -> None:
+    """To another port of its host: the host has lost its end of the connection, the peer believes in it still; the listener stays."""
+
+    async def move(pair: Duo, seconds: float) -> None:
+        pair.network.partition(A, B)
+        assert pair.network.half_open(mover, other)
+        await trio.sleep(seconds)
+        pair.network.heal(A, B)
+
+    calls_notice_nothing(move)
+
+
+def test_another_host_takes_the_address() -> None:
+    """What message holders were proposed for can be provoked so: a host without couriers has the address for a while, and sends resets."""
+
+    async def take(pair: Duo, seconds: float) -> None:
+        listeners = {key: listener for key, listener in pair.network.listeners.items() if key[0] == B}
+        for key in listeners:
+            del pair.network.listeners[key]
+        assert pair.network.cut(A, B)
+        await trio.sleep(seconds)
+        pair.network.listeners.update(listeners)
+
+    calls_notice_nothing(take)

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -230,23 +231,190 @@ def test_both_are_killed(tmp_path: Path) -> None:
     with_hosts(tmp_path, scenario, here=True)
 
 
+# -- old copies
+
+
+def files_of(path: Path) -> dict[Path, bytes]:
+    """The store with all that belongs to it."""
+    return {each: each.read_bytes() for each in path.parent.glob(path.name + "*")}
+
+
+def restore(path: Path, copy: dict[Path, bytes]) -> None:
+    for each in files_of(path):
+        each.unlink()
+    for each, data in copy.items():
+        each.write_bytes(data)
+
+
+def test_an_old_copy_is_refused(tmp_path: Path) -> None:
+    """Of before the last opening, or of before the last orderly end."""
+    path = tmp_path / "a.db"
+    run(lambda: opened(path))
+    old = path.read_bytes()
+    run(lambda: opened(path))
+    path.write_bytes(old)
+    refused(path, "older copy", "begin with a new file")
+    refused(path, "older copy")  # and not only once
+    path.unlink()
+    run(lambda: opened(path))
+
+
+def test_a_copy_without_the_file_beside_it_is_refused(tmp_path: Path) -> None:
+    path, moved = tmp_path / "a.db", tmp_path / "b.db"
+    life = run(lambda: opened(path))
+    for each, data in files_of(path).items():
+        Path(str(each).replace("a.db", "b.db")).write_bytes(data)
+    Path(f"{path}-lock").unlink()
+    refused(path, "restored", f"{path}-lock")
+    assert run(lambda: opened(moved)) == life
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_crash_while_the_token_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Whichever of the two files was written last, the store opens again, and an older copy does not."""
+    path = tmp_path / "a.db"
+    run(lambda: opened(path))
+    old = path.read_bytes()
+    run(lambda: opened(path))
+
+    class CrashError(Exception):
+        pass
+
+    left = writes
+    real_write, real_set = SqliteStore._write_tokens, SqliteStore._set_meta
+
+    def count() -> None:
+        nonlocal left
+        if left == 0:
+            raise CrashError
+        left -= 1
+
+    def write_tokens(self: SqliteStore, *tokens: str) -> None:
+        count()
+        real_write(self, *tokens)
+
+    def set_meta(self: SqliteStore, key: str, value: str) -> None:
+        if key == "token":
+            count()
+        real_set(self, key, value)
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(SqliteStore, "_write_tokens", write_tokens)
+        crashing.setattr(SqliteStore, "_set_meta", set_meta)
+        store = SqliteStore(path)
+        with pytest.raises(CrashError) if writes < 3 else contextlib.nullcontext():
+            store.open((A, PORT), 1)
+        store._release()
+    run(lambda: opened(path))
+    path.write_bytes(old)
+    refused(path, "older copy")
+
+
 def test_a_caller_whose_store_is_an_old_copy(tmp_path: Path) -> None:
+    """Restored with all that belongs to it: the peer knows numbers that it would use again."""
+
     async def scenario(caller: Host, callee: Host) -> None:
+        assert caller.path is not None
         here, _ = await caller.start(), await callee.start()
         await here.call((B, PORT), T, b"one")
         await caller.kill()
-        assert caller.path is not None
-        old = caller.path.read_bytes()
+        old = files_of(caller.path)
         here = await caller.start()
         await here.call((B, PORT), T, b"two")
         await here.call((B, PORT), T, b"three")
         await caller.kill()
-        caller.path.write_bytes(old)
+        restore(caller.path, old)
         here = await caller.start()
         with pytest.raises(rdsx.calls.CallNotSentError, match="old copy") as caught:
             await here.call((B, PORT), T, b"four")
         assert caught.value.executed is Executed.NO
-        assert b"four" not in callee.runs
+        assert await here.call((B, PORT), T, b"five") == (0, b"ran five")  # in a session of its own
+        assert callee.runs == [b"one", b"two", b"three", b"five"]
+
+    with_hosts(tmp_path, scenario, here=True)
+
+
+def test_a_caller_whose_store_has_calls_that_have_ended(tmp_path: Path) -> None:
+    """Its numbers are new, because they are reserved in blocks; but a call that is under way in it has ended, as the peer was told."""
+
+    async def scenario(caller: Host, callee: Host) -> None:
+        assert caller.path is not None
+        here, _ = await caller.start(), await callee.start()
+        await here.call((B, PORT), T, b"one")
+        caller.network.partition(A, B)
+        here.start_call((B, PORT), T, b"two", durable=True)
+        await until(lambda: on_disk(here))
+        await caller.kill()
+        old = files_of(caller.path)
+        caller.network.heal(A, B)
+        here = await caller.start()
+        (two,) = here.recovered_calls()
+        assert await two.wait() == (0, b"ran two")
+        await trio.sleep(1)  # it is released
+        await caller.kill()
+        restore(caller.path, old)
+        (two,) = (await caller.start()).recovered_calls()
+        with pytest.raises(rdsx.calls.StoreRolledBackError, match="old copy") as caught:
+            await two.wait()
+        assert caught.value.executed is Executed.MAYBE
+        assert callee.runs == [b"one", b"two"]
+
+    with_hosts(tmp_path, scenario, here=True)
+
+
+def test_a_callee_whose_store_is_an_old_copy(tmp_path: Path) -> None:
+    """Restored with all that belongs to it. A caller notices when it is given the number of a session again that it has had."""
+
+    async def scenario(caller: Host, callee: Host) -> None:
+        assert callee.path is not None
+        here, there = await caller.start(), await callee.start()
+        await callee.kill()
+        old = files_of(callee.path)
+        await callee.start()
+        assert await here.call((B, PORT), T, b"one") == (0, b"ran one")
+        await callee.kill()
+        restore(callee.path, old)
+        assert (await callee.start()).life == there.life
+        with pytest.raises(rdsx.calls.PeerForgotError):
+            await here.call((B, PORT), T, b"two")
+        with pytest.raises(rdsx.calls.CallNotSentError, match="peer's store is an old copy") as caught:
+            await here.call((B, PORT), T, b"three")
+        assert caught.value.executed is Executed.NO
+        assert await here.call((B, PORT), T, b"four") == (0, b"ran four")
+        assert callee.runs == [b"one", b"four"]
+
+    with_hosts(tmp_path, scenario)
+
+
+# -- files
+
+
+def test_the_end_of_a_durable_call_is_told_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a crash could make a call run of which its caller was told that it never will."""
+    may_write = threading.Event()
+    may_write.set()
+    real_write = SqliteStore.write
+
+    def write(self: SqliteStore, *arguments: Any) -> Any:
+        may_write.wait()
+        return real_write(self, *arguments)
+
+    monkeypatch.setattr(SqliteStore, "write", write)
+
+    async def scenario(caller: Host, callee: Host) -> None:
+        here = await caller.start()
+        durable, fleeting = (here.start_call((B, PORT), T, durable=durable) for durable in (True, False))
+        await until(lambda: on_disk(here))
+        may_write.clear()
+        durable.abandon()
+        fleeting.abandon()
+        await trio.testing.wait_all_tasks_blocked()
+        assert fleeting.outcome is not None
+        assert (durable.outcome, durable.executed) == (None, Executed.MAYBE)
+        may_write.set()
+        with pytest.raises(rdsx.calls.CallNotSentError):
+            await durable.wait()
+        assert durable.executed is Executed.NO
 
     with_hosts(tmp_path, scenario, here=True)
 
