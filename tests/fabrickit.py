@@ -20,7 +20,7 @@ import rdsx
 import rdsx.node
 
 rings = pytest.importorskip("rdsx._rings", reason="rdsx was built without the headers of rdma-core")
-fake_nic = pytest.importorskip("rdsx._fake_nic")
+fakenic = pytest.importorskip("fakenic", exc_type=ImportError)
 verbs = pytest.importorskip("rdsx.verbs")
 
 from rdsx.transports.verbs.link import VerbsLink  # noqa: E402
@@ -36,7 +36,7 @@ class QueuePair:
         size = rings.ring_bytes(SLOTS, SLOTS)
         self._memory = ctypes.create_string_buffer(size)
         place = {"memory": ctypes.addressof(self._memory), "memory_bytes": size, "lkey": LKEY}
-        self.nic = fake_nic.FakeNic(**place, send_depth=SLOTS, receive_depth=SLOTS, automatic=True)
+        self.nic = fakenic.FakeNic(**place, send_depth=SLOTS, receive_depth=SLOTS, automatic=True)
         self.rings = rings.Rings(path, self.nic, **place, send_slots=SLOTS, receive_slots=SLOTS)
         self.rings.post_receives()
         self.peer: QueuePair | None = None
