@@ -6,7 +6,7 @@ Two guests, K with the kernel's RDS and V without. Both ends run `verbs_traffic.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ PROGRAM = Path(__file__).with_name("verbs_traffic.py").absolute()
 KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
 KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
 RUN_S = 120.0
+HEAD_START_S = 1.0
 FEW, MANY, LONG = 60, 2000, 20000
 
 
@@ -45,11 +46,14 @@ class Two:
         high: int,
         slow: str = "",
         resets: int = 0,
+        options: Sequence[str] = (),
+        starts: str = "",
         strike: Callable[[Two], Awaitable[None]] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow."""
+        """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow; `options` are of
+        our program; who `starts` begins a second before the other, and so makes the connection."""
         sizes = [count, 0, high]
-        ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets]]
+        ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets], *options]
         theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else [])]
         async with (
             self.verbs.start_process(self.command(self.verbs, ours)) as first,
@@ -57,8 +61,9 @@ class Two:
         ):
             for process in (first, second):
                 await process.wait_output("ready", RUN_S)
-            for process in (first, second):
+            for process in (second, first) if starts == "kernel" else (first, second):
                 process.write("go\n")
+                await trio.sleep(HEAD_START_S if starts else 0)
             if strike is not None:
                 await first.wait_output("flowing", RUN_S)
                 await strike(self)
@@ -134,6 +139,26 @@ async def test_resets(two: Two) -> None:
         accounts = await two.run(local, count=MANY, high=20000, resets=3)
         assert_exact(accounts)
         assert accounts[0]["drops"]["reset_by_user"] == 3
+
+
+@pytest.mark.parametrize("starts", ["verbs", "kernel"])
+async def test_flow_control(starts: str, two: Two) -> None:
+    """The kernel counts credits, whoever makes the connection: it grants us some, and is granted some."""
+    await two.kernel.check("sysctl -w net.rds.ib.flow_control=1")
+    try:
+        for high in (5000, 100000):
+            ours, kernels = await two.run(count=FEW * 5, high=high, starts=starts, options=["--credits"])
+            assert_exact((ours, kernels))
+            for name in ("ib_tx_credit_updates", "ib_rx_credit_updates"):
+                assert ours["counters"][name] > 0, name
+            assert kernels["counters"]["ib_rx_credit_updates"] > 0
+            assert ours["drops"].keys() <= {"reset_by_peer"}
+    finally:
+        await two.kernel.check("sysctl -w net.rds.ib.flow_control=0")
+    ours, kernels = await two.run(count=FEW, high=5000, starts=starts, options=["--credits"])
+    assert_exact((ours, kernels))
+    assert ours["counters"]["ib_tx_credit_updates"] == 0  # it does not count: it is granted nothing
+    assert "WARNING" not in await two.kernel.check("dmesg")
 
 
 async def test_cable(two: Two) -> None:

@@ -1,10 +1,10 @@
 """Runs in a guest: one end of two flows, over `transport="verbs"` or over the kernel's own RDS, with an account of what came.
 
-    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow]
+    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow] [--credits]
 
 Both ends send COUNT messages made from their seed, of LOW to HIGH bytes, and expect those of the other's. What is to be done is read from
 the file REQUESTS: "go" starts, "stop" ends; "ready", "flowing" and the account, as JSON, are printed. With --resets an rdsx end drops its
-connection so often; with --slow it reads slowly into a small buffer, so that its port congests.
+connection so often; with --slow it reads slowly into a small buffer, so that its port congests; with --credits it offers to count credits.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ async def main() -> None:
         parser.add_argument(name, type=int)
     parser.add_argument("--resets", type=int, default=0)
     parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--credits", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s")
-    async with rdsx.open_node(options.local, transport=options.transport) as node:
+    config = rdsx.NodeConfig(flow_control=options.credits)
+    async with rdsx.open_node(options.local, transport=options.transport, config=config) as node:
         with await node.bind(PORT) as sock:
             # Small for small messages, so that a sender is never far ahead: a fault then finds messages sent, on the way, and queued.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES if options.high > SMALL_BYTES else SMALL_BYTES)

@@ -191,3 +191,24 @@ async def test_what_verbs_has_not(clock: MockClock, monkeypatch: pytest.MonkeyPa
             with pytest.raises(OSError, match="registers no memory") as caught:
                 sock.setsockopt(rdsx.SOL_RDS, rdsx.RDS_GET_MR, rdsx.ancillary.GetMrArgs(rdsx.ancillary.IoVec(0, 8), 0, 0).pack())
             assert caught.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize("counting", [(A, B), (A,), ()], ids=["both", "one", "none"])
+async def test_credits_are_counted_where_both_ends_do(counting: tuple[str, ...], clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they say, everything arrives; and a receive ring never runs dry where they are counted, though both send a lot at once."""
+    fabric = Fabric()
+    nodes = [fabric_node(fabric, host, monkeypatch, flow_control=host in counting) for host in (A, B)]
+    async with nodes[0] as a, nodes[1] as b:
+        with await a.bind(4000) as left, await b.bind(4000) as right:
+            await exchange(left, right)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(left.sendmmsg, [(bytes(40000), (B, 4000))] * 40)
+                for _ in range(40):
+                    assert len(await right.recv()) == 40000
+            (pair,) = fabric.pairs
+            ends = [pair, pair.peer]
+            assert [end.rings.credits is not None for end in ends] == [len(counting) == 2] * 2
+            if len(counting) == 2:
+                assert [end.nic.starved for end in ends] == [0, 0]
+            granted = [node.statistics().counters["ib_tx_credit_updates"] for node in (a, b)]
+            assert [count > 0 for count in granted] == [len(counting) == 2] * 2

@@ -47,7 +47,7 @@ RETRY_COUNT = (
 RNR_RETRY_COUNT = 7  # for ever: a receive ring that runs dry is no error
 PORT_UNKNOWN = 8  # the CM's reason for a rejection: "invalid service ID", nobody listens
 
-Prepare: TypeAlias = Callable[[QueuePair], None]
+Prepare: TypeAlias = Callable[[QueuePair], int | None]
 Refused: TypeAlias = Callable[[str, str], None]
 
 # What ends a connection, and the name under which that is counted.
@@ -116,7 +116,8 @@ class ConnectionManager:
     async def connect(self, local: Host, remote: Host, *, prepare: Prepare, tos: int = 0, ack_seq: int = 0) -> CmConnection:
         """Ask `remote` for a connection.
 
-        `prepare` is called with the queue pair when receives can be posted, and must post them. `ack_seq`: the last sequence number that
+        `prepare` is called with the queue pair when receives can be posted, and must post them; it returns how many of them the other end
+        is to count as credits, 0 or None where they are not counted. `ack_seq`: the last sequence number that
         was received from this peer. OSError if there is no connection now; WireError if the answer is no RDS. Cancelled: there is none, and
         the other end is told so.
         """
@@ -133,8 +134,8 @@ class ConnectionManager:
             device = self.device(identifier)
             pair = device.queue_pair(self.sizes)
             pair.to_init(identifier.cmid)
-            prepare(pair)
-            data = CmData(sender=local.ip, receiver=remote.ip, tos=tos, ack_seq=ack_seq)
+            credit = prepare(pair) or 0
+            data = CmData(sender=local.ip, receiver=remote.ip, tos=tos, ack_seq=ack_seq, credit=credit)
             _bridge.connect(
                 identifier.pointer,
                 pack_cm_data(data),
@@ -252,9 +253,16 @@ class ConnectRequest:
             pair = device.queue_pair(self._manager.sizes)
             pair.to_init(identifier.cmid)
             pair.to_ready(identifier.cmid)
-            prepare(pair)
+            credit = prepare(pair) or 0
             pair.established_early = lambda: notify_established(identifier)
-            data = CmData(sender=self.local.ip, receiver=self.remote.ip, version=self.version, tos=self.data.tos, ack_seq=ack_seq)
+            data = CmData(
+                sender=self.local.ip,
+                receiver=self.remote.ip,
+                version=self.version,
+                tos=self.data.tos,
+                ack_seq=ack_seq,
+                credit=credit,
+            )
             _bridge.accept(
                 identifier.pointer,
                 pack_cm_data(data),

@@ -32,14 +32,16 @@ IBV_ACCESS_LOCAL_WRITE = 1
 
 
 class RingMemory:
-    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted."""
+    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted; returns the
+    credits to announce."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, flow_control: bool) -> None:
         self.rings: Rings | None = None
         self._path = path
+        self._flow_control = flow_control
         self._closing = contextlib.ExitStack()
 
-    def __call__(self, pair: QueuePair) -> None:
+    def __call__(self, pair: QueuePair) -> int:
         from pyverbs.mr import MR
 
         size = ring_bytes(pair.sizes.send_wr, pair.sizes.recv_wr)
@@ -62,6 +64,7 @@ class RingMemory:
             max_inline_bytes=pair.inline_bytes,
         )
         self.rings.post_receives()
+        return self.rings.offer_credits() if self._flow_control else 0
 
     def close(self) -> None:
         """The queue pair must be closed. Twice is harmless."""
@@ -73,8 +76,11 @@ class VerbsConnection:
     """See `transports.verbs.link.Connected`. Owns the CM's connection and the rings' memory."""
 
     def __init__(self, connection: CmConnection, memory: RingMemory) -> None:
+        assert memory.rings is not None
         self._connection = connection
         self._memory = memory
+        if memory.rings.offered and connection.peer_data.credit:
+            memory.rings.use_credits(connection.peer_data.credit)
 
     async def wait_ended(self) -> str:
         return await self._connection.wait_ended()
@@ -142,7 +148,7 @@ class VerbsNetwork:
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
         """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
-        memory = RingMemory(path)
+        memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
             return VerbsConnection(await self.manager.connect(local, remote, prepare=memory), memory)
         except BaseException:
@@ -151,7 +157,7 @@ class VerbsNetwork:
 
     async def accept(self, request: ConnectRequest, path: Path) -> VerbsConnection:
         """Grant a request, for `path`. OSError and cancellation as `ConnectRequest.accept()`."""
-        memory = RingMemory(path)
+        memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
             return VerbsConnection(await request.accept(prepare=memory), memory)
         except BaseException:
