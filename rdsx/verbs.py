@@ -73,11 +73,16 @@ class VerbsDriver(Driver):
     """The inside of a node over RDMA."""
 
     supervisor_type = VerbsSupervisor
+    has_tos = True
 
     def __init__(self, hosts: list[Host], network: VerbsNetwork, config: NodeConfig) -> None:
         super().__init__(hosts, network, config)  # type: ignore[arg-type]  # its listeners and connections are not of bytes
         self._verbs = network
         network.refused = self._warn
+
+    @staticmethod
+    def _tos_of(offered: ConnectRequest) -> int:
+        return offered.data.tos
 
     async def start(self, nursery: trio.Nursery) -> None:
         try:

@@ -24,6 +24,7 @@ fakenic = pytest.importorskip("fakenic", exc_type=ImportError)
 verbs = pytest.importorskip("rdsx.verbs")
 
 from rdsx.transports.verbs.link import VerbsLink  # noqa: E402
+from rdsx.wire.cm_data import CmData  # noqa: E402
 
 LKEY = 77
 SLOTS = 64
@@ -81,6 +82,7 @@ class Request:
 
     remote: Any
     pair: QueuePair
+    data: CmData
     answered: trio.Event = field(default_factory=trio.Event)
     confirmed: trio.Event = field(default_factory=trio.Event)
     granted: bool = False
@@ -156,7 +158,8 @@ class FabricNetwork:
         listener = self._fabric.listeners.get(remote.key)
         if listener is None:
             raise OSError(errno.ECONNREFUSED, "nobody listens")
-        request = Request(local, QueuePair(path, flow_control=self._flow_control))
+        data = CmData(sender=local.ip, receiver=remote.ip, tos=path.tos)
+        request = Request(local, QueuePair(path, flow_control=self._flow_control), data)
         try:
             listener.requests.append(request)
             listener.arrived.set()

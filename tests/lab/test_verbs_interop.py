@@ -47,14 +47,15 @@ class Two:
         slow: str = "",
         resets: int = 0,
         options: Sequence[str] = (),
+        kernels_options: Sequence[str] = (),
         starts: str = "",
         strike: Callable[[Two], Awaitable[None]] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow; `options` are of
-        our program; who `starts` begins a second before the other, and so makes the connection."""
+        our program, `kernels_options` of the other; who `starts` begins a second before the other, and so makes the connection."""
         sizes = [count, 0, high]
         ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets], *options]
-        theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else [])]
+        theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else []), *kernels_options]
         async with (
             self.verbs.start_process(self.command(self.verbs, ours)) as first,
             self.kernel.start_process(self.command(self.kernel, theirs)) as second,
@@ -139,6 +140,15 @@ async def test_resets(two: Two) -> None:
         accounts = await two.run(local, count=MANY, high=20000, resets=3)
         assert_exact(accounts)
         assert accounts[0]["drops"]["reset_by_user"] == 3
+
+
+async def test_type_of_service(two: Two) -> None:
+    """Each has a connection of its own, for both ends, whoever asks for it."""
+    for ours, kernels in ((7, 7), (3, 5)):
+        accounts = await two.run(count=FEW, high=50000, options=["--tos", str(ours)], kernels_options=["--tos", str(kernels)], resets=1)
+        assert_exact(accounts)
+        for account in accounts:  # a kernel never forgets a connection, and makes those of earlier tests again
+            assert {ours, kernels} <= set(account["tos"])
 
 
 @pytest.mark.parametrize("starts", ["verbs", "kernel"])

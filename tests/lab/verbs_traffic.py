@@ -1,10 +1,11 @@
 """Runs in a guest: one end of two flows, over `transport="verbs"` or over the kernel's own RDS, with an account of what came.
 
-    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow] [--credits]
+    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow] [--credits] [--tos N]
 
 Both ends send COUNT messages made from their seed, of LOW to HIGH bytes, and expect those of the other's. What is to be done is read from
 the file REQUESTS: "go" starts, "stop" ends; "ready", "flowing" and the account, as JSON, are printed. With --resets an rdsx end drops its
-connection so often; with --slow it reads slowly into a small buffer, so that its port congests; with --credits it offers to count credits.
+connection so often; with --slow it reads slowly into a small buffer, so that its port congests; with --credits it offers to count credits;
+with --tos it sends with that type of service.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ async def main() -> None:
     parser.add_argument("--resets", type=int, default=0)
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--credits", action="store_true")
+    parser.add_argument("--tos", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s")
     config = rdsx.NodeConfig(flow_control=options.credits)
@@ -50,6 +52,7 @@ async def main() -> None:
             # Small for small messages, so that a sender is never far ahead: a fault then finds messages sent, on the way, and queued.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES if options.high > SMALL_BYTES else SMALL_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES if options.slow else BUFFER_BYTES)
+            sock.set_tos(options.tos)
             print("ready", flush=True)
             await wait_request(options.requests, "go")
             found: list[str] = []
@@ -101,6 +104,7 @@ def report(node: rdsx.Node, found: list[str], options: argparse.Namespace) -> No
         "foreign": len(set(found) - set(expected)),
         "drops": statistics.drops,
         "counters": statistics.counters,
+        "tos": sorted(one.tos for one in node.info().connections if (one.local, one.peer) == (options.local, options.remote)),
         "connections": [asdict(connection) for connection in statistics.connections],
     }
     print(json.dumps(account), flush=True)

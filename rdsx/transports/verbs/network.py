@@ -104,20 +104,12 @@ class VerbsConnection:
 class VerbsListener:
     """See `transports.base.Listener`; what it gives is to be accepted with `VerbsNetwork.accept()`, or closed."""
 
-    def __init__(self, listener: Listener, network: VerbsNetwork) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._network = network
 
     async def accept(self) -> tuple[ConnectRequest, Host]:
-        while True:
-            request = await self._listener.accept()
-            if not request.data.tos:
-                return request, request.remote
-            # It would be a second connection to the same peer, which the engine does not have.
-            request.close()
-            self._network.refused(
-                "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
-            )
+        request = await self._listener.accept()
+        return request, request.remote
 
     def close(self) -> None:
         self._listener.close()
@@ -144,13 +136,14 @@ class VerbsNetwork:
 
     async def listen(self, local: Host, port: int) -> VerbsListener:
         """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
-        return VerbsListener(await self.manager.listen(local), self)
+        return VerbsListener(await self.manager.listen(local))
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
-        """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
+        """Ask for a connection that carries `path`, of its type of service. OSError, WireError and cancellation as
+        `ConnectionManager.connect()`."""
         memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
-            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory), memory)
+            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory, tos=path.tos), memory)
         except BaseException:
             memory.close()
             raise
