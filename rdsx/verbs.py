@@ -7,6 +7,7 @@ times until one finds the other idle.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -21,6 +22,7 @@ from rdsx.supervisor import Supervisor
 from rdsx.transports.base import Link
 from rdsx.transports.stream import reason_of
 from rdsx.transports.verbs.network import VerbsConnection, VerbsNetwork
+from rdsx.wire.info import IbConnectionInfo, Info
 
 if TYPE_CHECKING:
     from rdsx.transports.verbs.cm import ConnectRequest
@@ -32,6 +34,7 @@ class VerbsSupervisor(Supervisor):
     """A supervisor whose links are queue pairs."""
 
     header_acks = True
+    _carrier: VerbsConnection | None = None  # of the last link
 
     @staticmethod
     def dials(local: Host, remote: Host) -> bool:
@@ -62,7 +65,14 @@ class VerbsSupervisor(Supervisor):
         return None
 
     def _make_link(self, carrier: VerbsConnection) -> Link:
+        self._carrier = carrier
         return carrier.link(self, self._driver.config)
+
+    def ib_info(self) -> IbConnectionInfo:
+        """As the kernel lists it: zeros while there is no connection."""
+        if self.link is not None and self._carrier is not None:
+            return self._carrier.info()
+        return IbConnectionInfo(self._local.key, self.remote.key, "::", "::", 0, 0, 0, 0, 0, self.connection.path.tos, 0, 0)
 
     @property
     def _verbs(self) -> VerbsNetwork:
@@ -83,6 +93,10 @@ class VerbsDriver(Driver):
     @staticmethod
     def _tos_of(offered: ConnectRequest) -> int:
         return offered.data.tos
+
+    def info(self) -> Info:
+        connections = (supervisor.ib_info() for supervisor in self._supervisors.values() if isinstance(supervisor, VerbsSupervisor))
+        return replace(super().info(), ib_connections=tuple(connections))
 
     async def start(self, nursery: trio.Nursery) -> None:
         try:

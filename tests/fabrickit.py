@@ -25,6 +25,7 @@ verbs = pytest.importorskip("rdsx.verbs")
 
 from rdsx.transports.verbs.link import VerbsLink  # noqa: E402
 from rdsx.wire.cm_data import CmData  # noqa: E402
+from rdsx.wire.info import IbConnectionInfo  # noqa: E402
 
 LKEY = 77
 SLOTS = 64
@@ -71,6 +72,10 @@ class QueuePair:
         if not self.is_closed:
             self.is_closed = True
             trio.lowlevel.notify_closing(self.nic.fd)
+
+    def info(self) -> IbConnectionInfo:
+        path = self.rings.path
+        return IbConnectionInfo(path.table.host, path.host, "fe80::1", "fe80::2", SLOTS, SLOTS, 1, 0, 0, path.tos, 0, 0)
 
     def link(self, owner: Any, config: rdsx.NodeConfig) -> VerbsLink:
         return VerbsLink(self, self.rings, self.nic.fd, owner, hello_timeout_s=config.hello_timeout_s)

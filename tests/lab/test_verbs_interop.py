@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,12 @@ async def test_type_of_service(two: Two) -> None:
     for ours, kernels in ((7, 7), (3, 5)):
         accounts = await two.run(count=FEW, high=50000, options=["--tos", str(ours)], kernels_options=["--tos", str(kernels)], resets=1)
         assert_exact(accounts)
-        for account in accounts:  # a kernel never forgets a connection, and makes those of earlier tests again
-            assert {ours, kernels} <= set(account["tos"])
+        listed = [{one["tos"]: one for one in account["ib"]} for account in accounts]
+        for tos in (ours, kernels):
+            ends = [(one[tos]["local_gid"], one[tos]["peer_gid"]) for one in listed]
+            gids = tuple(str(IPv6Address(f"::ffff:{host}")) for host in (SMALLER, KERNEL))
+            assert ends == [gids, gids[::-1]]
+            assert [(one[tos]["max_send_wr"], one[tos]["max_recv_wr"]) for one in listed] == [(256, 1024)] * 2
 
 
 @pytest.mark.parametrize("starts", ["verbs", "kernel"])

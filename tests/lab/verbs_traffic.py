@@ -104,7 +104,7 @@ def report(node: rdsx.Node, found: list[str], options: argparse.Namespace) -> No
         "foreign": len(set(found) - set(expected)),
         "drops": statistics.drops,
         "counters": statistics.counters,
-        "tos": sorted(one.tos for one in node.info().connections if (one.local, one.peer) == (options.local, options.remote)),
+        "ib": [asdict(one) for one in node.info().ib_connections if (one.local, one.peer) == (options.local, options.remote)],
         "connections": [asdict(connection) for connection in statistics.connections],
     }
     print(json.dumps(account), flush=True)

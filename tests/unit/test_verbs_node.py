@@ -294,3 +294,22 @@ async def test_congestion_is_of_the_host(clock: MockClock, monkeypatch: pytest.M
                 await trio.sleep(1)
                 assert len(await right.recv()) == 2000
                 assert await right.recv() == b"waits"
+
+
+async def test_connections_are_listed_as_the_kernel_lists_them(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the queue pair has while there is one, and with zeros else."""
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
+        with await a.bind(4000) as left, await a.bind(4001) as urgent, await b.bind(4000) as right:
+            urgent.set_tos(5)
+            await left.sendto(b"x", (B, 4000))
+            await right.recv()
+            assert [(one.peer, one.peer_gid, one.max_send_wr, one.tos) for one in a.info().ib_connections] == [(B, "fe80::2", 64, 0)]
+            await urgent.sendto(b"x", (C, 4000))  # where nobody is
+            assert [(one.peer, one.peer_gid, one.max_send_wr, one.tos) for one in a.info().ib_connections] == [
+                (B, "fe80::2", 64, 0),
+                (C, "::", 0, 5),
+            ]
+            fabric.cut()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [one.peer_gid for one in b.info().ib_connections] == ["::"]

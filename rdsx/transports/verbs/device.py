@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import ipaddress
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -109,6 +110,15 @@ class QueueSizes:
         most = min(limits.max_qp_wr, limits.max_cqe - 1)
         power = 1 << (most.bit_length() - 1)
         return replace(self, send_wr=min(self.send_wr, power), recv_wr=min(self.recv_wr, power))
+
+
+@dataclass(frozen=True, slots=True)
+class PairAddress:
+    """Both ends of a queue pair on the fabric."""
+
+    local_gid: str = "::"
+    peer_gid: str = "::"
+    service_level: int = 0
 
 
 class OpenDevice(Owned):
@@ -224,6 +234,7 @@ class QueuePair(Owned):
             undo.callback(self.qp.close)
             self.pointer = _bridge.qp_pointer(self.qp, self.send_cq, self.recv_cq)
             self._closing = undo.pop_all()
+        self.address = PairAddress()
         self.inline_bytes = int(attributes.max_inline_data)
         self.number = int(self.qp.qp_num)
         self.is_closed = False
@@ -270,4 +281,18 @@ class QueuePair(Owned):
             elif state == IBV_QPS_RTR:
                 attributes.min_rnr_timer = MIN_RNR_TIMER
                 mask |= IBV_QP_MIN_RNR_TIMER
+                self.address = self._address_of(attributes)
             self.qp.modify(attributes, mask)
+
+    def _address_of(self, attributes: Any) -> PairAddress:
+        """Where the CM has found the other end. Within one InfiniBand subnet packets carry no GIDs, and the CM tells none."""
+        route = attributes.ah_attr
+        if not route.is_global:
+            return PairAddress(service_level=int(route.sl))
+        local = self.device.context.query_gid(route.port_num, route.sgid_index)
+        return PairAddress(parse_gid(local), parse_gid(route.dgid), int(route.sl))
+
+
+def parse_gid(gid: Any) -> str:
+    """As ipaddress writes it; pyverbs prints all its zeros."""
+    return str(ipaddress.IPv6Address(str(gid)))

@@ -22,6 +22,7 @@ from rdsx.transports.base import LinkOwner
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
 from rdsx.transports.verbs.device import QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
+from rdsx.wire.info import IbConnectionInfo
 
 __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
 
@@ -79,8 +80,9 @@ class VerbsConnection:
         assert memory.rings is not None
         self._connection = connection
         self._memory = memory
-        if memory.rings.offered and connection.peer_data.credit:
-            memory.rings.use_credits(connection.peer_data.credit)
+        self._rings = memory.rings
+        if self._rings.offered and connection.peer_data.credit:
+            self._rings.use_credits(connection.peer_data.credit)
 
     async def wait_ended(self) -> str:
         return await self._connection.wait_ended()
@@ -94,11 +96,28 @@ class VerbsConnection:
         finally:
             self._memory.close()
 
+    def info(self) -> IbConnectionInfo:
+        """What RDS_INFO says of a connection of the kernel's. Of memory registrations and caches there is nothing to say."""
+        path, pair = self._rings.path, self._connection.queue_pair
+        return IbConnectionInfo(
+            local=path.table.host,
+            peer=path.host,
+            local_gid=pair.address.local_gid,
+            peer_gid=pair.address.peer_gid,
+            max_send_wr=pair.sizes.send_wr,
+            max_recv_wr=pair.sizes.recv_wr,
+            max_send_sge=pair.sizes.send_sge,
+            rdma_mr_max=0,
+            rdma_mr_size=0,
+            tos=path.tos,
+            service_level=pair.address.service_level,
+            cache_allocs=0,
+        )
+
     def link(self, owner: LinkOwner, config: NodeConfig) -> VerbsLink:
         """The link over it, which owns it from now on."""
-        assert self._memory.rings is not None
         descriptor = self._connection.queue_pair.comp_fd
-        return VerbsLink(self, self._memory.rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s)
+        return VerbsLink(self, self._rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s)
 
 
 class VerbsListener:
