@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from lab.guest import Guest
+from lab.guest import Guest, GuestProcess
 from lab.lab import Lab
 from lab.readiness import in_full
 from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
@@ -26,6 +26,7 @@ PROGRAM = Path(__file__).with_name("verbs_traffic.py").absolute()
 KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
 KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
 RUN_S = 120.0
+POLL_S = 0.1
 HEAD_START_S = 1.0
 FEW, MANY, LONG = 60, 2000, 20000
 
@@ -187,6 +188,41 @@ async def test_link_down(two: Two) -> None:
     assert_exact(await two.run(count=FEW, high=20000))
     await two.kernel.check(f"{down_and_up} && ip -6 address replace {KERNEL6}/64 dev eth0 nodad")
     assert_exact(await two.run(count=FEW, high=20000))
+
+
+async def test_kernel_rebooted(two: Two) -> None:
+    """It knows nothing of us then, and counts from 1 again. What we send meanwhile waits for its next life."""
+    sizes: list[object] = [FEW, 0, 20000]
+    async with two.verbs.start_process(two.command(two.verbs, ["$0.in", "verbs", SMALLER, KERNEL, 1, 2, *sizes])) as ours:
+        seeds = [2, 1]
+        for life in range(2):
+            async with two.kernel.start_process(two.command(two.kernel, ["$0.in", "kernel", KERNEL, SMALLER, *seeds, *sizes])) as kernels:
+                for process in (ours, kernels):
+                    await process.wait_output("ready", RUN_S)
+                two.kernel.plug_cable()  # its port is bound: what comes to one that is not, is dropped
+                for process in (ours, kernels) if life == 0 else (kernels,):
+                    process.write("go\n")
+                await wait_accounts(ours, 1 + life)
+                await wait_accounts(kernels, 1)
+                assert [account["exact"] for account in accounts_of(ours) + accounts_of(kernels)] == [True] * (2 + life)
+            if life == 0:
+                ours.write("go\n")
+                two.kernel.pull_cable()
+                await two.kernel.reboot()
+                await add_soft_roce(two.kernel)
+                seeds = [seed + 100 for seed in seeds]
+        ours.write("stop\n")
+        assert (await ours.wait(RUN_S)).status == 0
+
+
+def accounts_of(process: GuestProcess) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in process.output.splitlines() if line.startswith("{")]
+
+
+async def wait_accounts(process: GuestProcess, count: int) -> None:
+    with trio.fail_after(RUN_S):
+        while len(accounts_of(process)) < count:
+            await trio.sleep(POLL_S)
 
 
 async def test_loss(two: Two) -> None:
