@@ -16,7 +16,6 @@ import time
 from collections import Counter, deque
 from itertools import cycle
 from math import inf
-from typing import Any
 
 import trio
 
@@ -32,7 +31,7 @@ from rdsx.lot import Lot
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
 from rdsx.supervisor import Supervisor
-from rdsx.transports.base import ByteStream, Listener, Network
+from rdsx.transports.base import ByteStream, Carrier, Listener, Network
 from rdsx.transports.signal import Signal
 from rdsx.wire.info import Info
 
@@ -349,7 +348,7 @@ class Driver(Stack[EngineSocket]):
         supervisor.incoming(stream)
 
     @staticmethod
-    def _tos_of(offered: Any) -> int:
+    def _tos_of(offered: Carrier) -> int:
         """The type of service that an incoming connection is for."""
         return 0
 

@@ -8,7 +8,7 @@ times until one finds the other idle.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -19,7 +19,7 @@ from rdsx.driver import Driver
 from rdsx.engine.states import State
 from rdsx.errors import UnsupportedError
 from rdsx.supervisor import Supervisor
-from rdsx.transports.base import Link
+from rdsx.transports.base import Carrier, Link
 from rdsx.transports.stream import reason_of
 from rdsx.transports.verbs.network import VerbsConnection, VerbsNetwork
 from rdsx.wire.info import IbConnectionInfo, Info
@@ -40,33 +40,33 @@ class VerbsSupervisor(Supervisor):
     def dials(local: Host, remote: Host) -> bool:
         return True
 
-    def incoming(self, request: Any) -> None:
+    def incoming(self, offered: Carrier) -> None:
         """The peer asks for a connection."""
         if self.connection.state is State.DOWN and not self._offered and not self._finishing:
-            self._offered.append(request)
+            self._offered.append(offered)
             self._signal.set()
             return
-        request.close()
+        offered.close()
         if self.connection.state is State.UP and self.link is not None:
             self.link.drop("superseded", 0.0)
 
     async def _connect(self) -> VerbsConnection:
         return await self._verbs.connect(self._local, self.remote, self.connection.path)
 
-    async def _accept(self, offered: ConnectRequest) -> VerbsConnection | None:
+    async def _accept(self, offered: Carrier) -> VerbsConnection | None:
         reason = "connect_timeout"
         with trio.move_on_after(self._driver.config.connect_timeout_s):
             try:
-                return await self._verbs.accept(offered, self.connection.path)
+                return await self._verbs.accept(cast("ConnectRequest", offered), self.connection.path)
             except OSError as error:
                 reason = reason_of(error)
         self.connection.dial_failed(trio.current_time())
         self._driver.count_drop(reason)
         return None
 
-    def _make_link(self, carrier: VerbsConnection) -> Link:
-        self._carrier = carrier
-        return carrier.link(self, self._driver.config)
+    def _make_link(self, carrier: Carrier) -> Link:
+        self._carrier = cast(VerbsConnection, carrier)
+        return self._carrier.link(self, self._driver.config)
 
     def ib_info(self) -> IbConnectionInfo:
         """As the kernel lists it: zeros while there is no connection."""
@@ -91,8 +91,8 @@ class VerbsDriver(Driver):
         network.refused = self._warn
 
     @staticmethod
-    def _tos_of(offered: ConnectRequest) -> int:
-        return offered.data.tos
+    def _tos_of(offered: Carrier) -> int:
+        return cast("ConnectRequest", offered).data.tos
 
     def info(self) -> Info:
         connections = (supervisor.ib_info() for supervisor in self._supervisors.values() if isinstance(supervisor, VerbsSupervisor))
