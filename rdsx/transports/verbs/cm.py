@@ -79,7 +79,7 @@ class ConnectionManager:
         self.refused = refused
         self.channel = EventChannel()
         self._port_changed = port_changed
-        self._devices: dict[str, OpenDevice] = {}
+        self._devices: list[OpenDevice] = []  # those that were removed, too
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -91,10 +91,10 @@ class ConnectionManager:
         finally:
             # Whoever holds a connection is being cancelled, too, and its rings must be done before the queue pair goes.
             with trio.move_on_after(CLOSE_S, shield=True):
-                while any(device.in_use for device in self._devices.values()):
+                while any(device.in_use for device in self._devices):
                     await trio.lowlevel.checkpoint()
             self.channel.close()
-            for device in self._devices.values():
+            for device in self._devices:
                 device.close()
 
     def device(self, identifier: Identifier) -> OpenDevice:
@@ -102,11 +102,14 @@ class ConnectionManager:
         name = _bridge.device_name(identifier.pointer)
         if name is None:
             raise OSError(errno.ENODEV, "the RDMA device has gone")
-        if name not in self._devices:
-            self._devices[name] = OpenDevice(name)
-            assert self._nursery is not None
-            self._nursery.start_soon(self._devices[name].watch, self._port_changed)
-        return self._devices[name]
+        for device in self._devices:
+            if device.name == name and not device.is_removed:
+                return device
+        opened = OpenDevice(name)
+        self._devices = [device for device in self._devices if device.in_use or not device.is_removed] + [opened]
+        assert self._nursery is not None
+        self._nursery.start_soon(opened.watch, self._port_changed)
+        return opened
 
     async def listen(self, local: Host) -> Listener:
         """Take requests to this address. OSError with the remedy in its text when that cannot be."""
@@ -302,6 +305,8 @@ class CmConnection:
         """Wait until it has ended for the CM; returns the reason, a name to be counted. That the peer is silent the CM does not see."""
         while True:
             event = await self._identifier.next_event()
+            if event.kind == "DEVICE_REMOVAL":
+                self.queue_pair.device.remove()
             if event.kind in ENDINGS:
                 return ENDINGS[event.kind]
 

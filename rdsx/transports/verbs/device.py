@@ -27,7 +27,7 @@ IBV_QPT_RC = 2
 IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR = 1, 2, 3, 6
 IBV_QP_STATE, IBV_QP_ACCESS_FLAGS, IBV_QP_MIN_RNR_TIMER = 1 << 0, 1 << 3, 1 << 15
 IBV_ACCESS_ALL = 0b1111  # local write; remote write, read and atomics
-IBV_EVENT_COMM_EST = 4
+IBV_EVENT_COMM_EST, IBV_EVENT_DEVICE_FATAL = 4, 8
 
 MIN_RNR_TIMER = 10  # 0.32 ms, as rds_rdma; the CM's own 0 means 655 ms for each time that our receive ring runs dry
 MAX_DEPTH = 255  # the CM's fields for the depths have 8 bits
@@ -141,19 +141,35 @@ class OpenDevice(Owned):
                 self.context.close()
                 raise
         self._queue_pairs: dict[int, QueuePair] = {}
+        self.is_removed = False
+        self._is_closed = False
 
     async def watch(self, port_changed: PortHandler) -> None:
-        """Take the device's events until cancelled. `port_changed(type, port)` is told what concerns no queue pair."""
-        while True:
-            await trio.lowlevel.wait_readable(self._async_fd)
-            while (event := _bridge.take_async_event(self._pointer)) is not None:
-                kind, qp, port = event
-                if kind in _bridge.QP_EVENTS:
-                    pair = self._queue_pairs.get(qp)
-                    if pair is not None:
-                        pair.event(kind)
-                else:
-                    port_changed(kind, port)
+        """Take the device's events until cancelled, or until it has been removed and closed. `port_changed(type, port)` is told what
+        concerns no queue pair."""
+        with contextlib.suppress(trio.ClosedResourceError):
+            while True:
+                await trio.lowlevel.wait_readable(self._async_fd)
+                while (event := _bridge.take_async_event(self._pointer)) is not None:
+                    self._happened(*event, port_changed)
+                    if self._is_closed:
+                        return
+
+    def _happened(self, kind: int, qp: int, port: int, port_changed: PortHandler) -> None:
+        if kind in _bridge.QP_EVENTS:
+            pair = self._queue_pairs.get(qp)
+            if pair is not None:
+                pair.event(kind)
+            return
+        port_changed(kind, port)
+        if kind == IBV_EVENT_DEVICE_FATAL:
+            self.remove()
+
+    def remove(self) -> None:
+        """The device goes, or has failed for good: let go of it as soon as its last queue pair has. If it comes back it is another one."""
+        self.is_removed = True
+        if not self.in_use:
+            self.close()
 
     def queue_pair(self, sizes: QueueSizes) -> QueuePair:
         """A new one in state RESET, no larger than the device can have it. OSError if it gives none."""
@@ -176,11 +192,14 @@ class OpenDevice(Owned):
 
     def forget(self, pair: QueuePair) -> None:
         self._queue_pairs.pop(pair.pointer, None)
+        if self.is_removed and not self.in_use:
+            self.close()
 
     def close(self) -> None:
         """Close it and what is left on it. Twice is harmless."""
-        if not self.is_ours:
+        if self._is_closed or not self.is_ours:
             return
+        self._is_closed = True
         for pair in list(self._queue_pairs.values()):
             pair.close()
         trio.lowlevel.notify_closing(self._async_fd)
@@ -267,10 +286,12 @@ class QueuePair(Owned):
         if self.is_closed or not self.is_ours:
             return
         self.is_closed = True
-        self.device.forget(self)
         trio.lowlevel.notify_closing(self.comp_fd)
-        with translated("the queue pair cannot be closed"), self._closing:
-            self.to_error()
+        try:
+            with translated("the queue pair cannot be closed"), self._closing:
+                self.to_error()
+        finally:
+            self.device.forget(self)
 
     def _modify(self, cmid: Any, state: int) -> None:
         with translated(f"the queue pair does not reach state {state}"):
