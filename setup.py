@@ -6,6 +6,8 @@ stale; without it the ``.c`` files that the sdist ships are compiled as they are
 ``RDSX_SAFE_BUILD=1``  bounds, None and initialisation checks and assertions on; its C goes to ``build/safe``.
 ``RDSX_ANNOTATE=1``    write Cython's annotated HTML beside the C.
 ``RDSX_VERBS=0``       leave out what needs the headers of rdma-core; ``1``: fail without them. Unset: as they are there or not.
+``RDSX_FAKE_NIC=DIR``  build the made-up device of the tests, with its C in that folder, and nothing else. ``tests/fakenic`` does so; no
+                       wheel and no checkout has it among the modules of rdsx.
 
 What needs those headers links none of rdma-core's libraries: a wheel that has it works where they are absent, without RDMA.
 """
@@ -21,11 +23,12 @@ from setuptools.errors import CompileError
 
 SAFE = os.environ.get("RDSX_SAFE_BUILD") == "1"
 ANNOTATE = os.environ.get("RDSX_ANNOTATE") == "1"
+FAKE_NIC = os.environ.get("RDSX_FAKE_NIC", "")
 # pip and build ask for metadata before they build: no need to generate C for that.
 METADATA_ONLY = sys.argv[1:2] in (["egg_info"], ["dist_info"])
 
 VERBS = os.environ.get("RDSX_VERBS", "")
-VERBS_MODULES = {"rdsx._bridge", "rdsx._fake_nic", "rdsx._rings"}
+VERBS_MODULES = {"rdsx._bridge", "rdsx._rings", "fake_nic"}
 VERBS_HEADERS = ("infiniband/verbs.h", "rdma/rdma_cma.h")
 VERBS_PACKAGES = "Debian and Ubuntu: libibverbs-dev and librdmacm-dev; Fedora, RHEL and SUSE: rdma-core-devel"
 
@@ -73,11 +76,12 @@ class BuildExt(build_ext):
 
 
 def make_extension(pyx: Path, suffix: str) -> Extension:
+    name = pyx.stem if FAKE_NIC else f"rdsx.{pyx.stem}"
     return Extension(
-        f"rdsx.{pyx.stem}",
+        name,
         [str(pyx.with_suffix(suffix))],
         include_dirs=["rdsx"],
-        libraries=["dl"] if f"rdsx.{pyx.stem}" in VERBS_MODULES else [],  # part of libc since glibc 2.34
+        libraries=["dl"] if name in VERBS_MODULES else [],  # part of libc since glibc 2.34
         define_macros=[] if SAFE else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         undef_macros=["NDEBUG"] if SAFE else [],
         extra_compile_args=["-O1", "-g"] if SAFE else ["-O3"],
@@ -85,7 +89,7 @@ def make_extension(pyx: Path, suffix: str) -> Extension:
 
 
 def extensions() -> list[Extension]:
-    sources = sorted(Path("rdsx").glob("*.pyx"))
+    sources = [Path("tests/fakenic/fake_nic.pyx")] if FAKE_NIC else sorted(Path("rdsx").glob("*.pyx"))
     if METADATA_ONLY or not sources:
         return []
     try:
@@ -99,7 +103,7 @@ def extensions() -> list[Extension]:
     built: list[Extension] = cythonize(
         [make_extension(pyx, ".pyx") for pyx in sources],
         compiler_directives=DIRECTIVES,
-        build_dir="build/safe" if SAFE else None,
+        build_dir=FAKE_NIC or ("build/safe" if SAFE else None),
         annotate=ANNOTATE,
         force=True,
     )

@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "run": "benchmarks.run",
     "guest": "benchmarks.guest",
+    "verbs": "benchmarks.verbs",
     "compare": "benchmarks.compare",
     "plot": "benchmarks.plot",
     "targets": "benchmarks.targets",

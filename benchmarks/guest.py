@@ -51,7 +51,7 @@ def command(kernel: str, scenarios: Sequence[str], sizes: Sequence[int], rounds:
         find(kernel)
     except KernelUnavailableError as error:
         raise click.ClickException(str(error)) from None
-    options = ["--namespaces", "--baseline", BASELINE, "--rounds", str(rounds), "--seconds", str(seconds), "--json", RESULTS]
+    options = ["--guest", "tcp", "--baseline", BASELINE, "--rounds", str(rounds), "--seconds", str(seconds), "--json", RESULTS]
     for option, values in (("--backend", MEASURED), ("--scenario", scenarios or SCENARIO_NAMES), ("--size", sizes)):
         for value in values:
             options += [option, str(value)]

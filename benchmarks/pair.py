@@ -21,7 +21,7 @@ from typing import Any
 
 import trio
 
-from benchmarks.backends import BACKENDS, Backend
+from benchmarks.backends import BACKENDS, Backend, Guest
 from benchmarks.results import Measurement
 from benchmarks.scenarios import Case, Job, Role
 
@@ -38,7 +38,7 @@ WARM_UP_BYTES = 2 << 20  # of the first phase, at most
 WARM_UP_SHARE = 0.3  # of the wanted time: how long the phase takes that tells how many messages fill it
 SHORTEST_SHARE = 0.5  # of the wanted time: what a measured section has at least
 GROWTH = 8  # from one phase to the next, at most
-NAMESPACE_HOSTS = ("10.78.0.1", "10.78.0.2")  # of the namespaces "left" and "right", see tests/namespaces.py
+GUEST_HOSTS = ("10.78.0.1", "10.78.0.2")  # in a guest
 PORTS = range(20_000, 32_000)  # below the range of ephemeral ports
 ports = itertools.cycle(PORTS[os.getpid() * 16 % len(PORTS) :])
 
@@ -48,12 +48,15 @@ class BenchmarkError(Exception):
 
 
 class Plan:
-    """How long to measure: `seconds`, or exactly so many `messages`, for tests. `namespaces`: each side runs in one of its own."""
+    """How long to measure: `seconds`, or exactly so many `messages`, for tests.
 
-    def __init__(self, seconds: float, messages: int = 0, *, namespaces: bool = False) -> None:
+    `guest`: which guest this runs in. "tcp": each side in a network namespace of its own. "rdma": both on one device of soft-RoCE.
+    """
+
+    def __init__(self, seconds: float, messages: int = 0, *, guest: Guest = "") -> None:
         self.seconds = seconds
         self.messages = messages
-        self.namespaces = namespaces
+        self.guest = guest
 
 
 class Worker:
@@ -184,10 +187,11 @@ async def open_workers(backend: Backend, case: Case, plan: Plan) -> AsyncIterato
     try:
         for role in roles:
             job = Job(backend=backend.name, role=role, port=port, case=case)
-            if plan.namespaces:
-                command = ["ip", "netns", "exec", role, *worker_command(replace(job, hosts=NAMESPACE_HOSTS))]
-            else:
-                command = worker_command(job)
+            if plan.guest:
+                job = replace(job, hosts=GUEST_HOSTS)
+            command = worker_command(job)
+            if plan.guest == "tcp":
+                command = ["ip", "netns", "exec", role, *command]
             # A session of its own: Ctrl-C in the terminal reaches the parent only, which then ends both.
             process = await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
             workers.append(Worker(role, process))

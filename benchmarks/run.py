@@ -6,7 +6,9 @@ Invariant: all backends, and all populations of one scenario and size, are measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
@@ -16,7 +18,8 @@ import click
 import trio
 from rich.console import Console
 
-from benchmarks.backends import BACKENDS, Backend
+from benchmarks import perftest
+from benchmarks.backends import BACKENDS, Backend, Guest
 from benchmarks.pair import BenchmarkError, Plan, measure
 from benchmarks.results import Results, machine_facts
 from benchmarks.scenarios import SCENARIOS, SIZES, Case, Scenario
@@ -25,6 +28,7 @@ from benchmarks.tables import label, print_results
 __all__ = ["command", "run_all"]
 
 BASELINE = "yardstick"
+GUEST_COMMANDS: dict[Guest, str] = {"tcp": "guest", "rdma": "verbs"}  # the guest of a backend -> the command that boots it
 LARGEST_BYTES = 1 << 20
 
 
@@ -43,7 +47,7 @@ LARGEST_BYTES = 1 << 20
 @click.option("--seconds", default=0.25, show_default=True, type=click.FloatRange(0.01, 60), help="Wanted length of a measured section.")
 @click.option("--messages", default=0, type=click.IntRange(0), help="Measure exactly so many messages, instead of --seconds.")
 @click.option("--baseline", default=BASELINE, show_default=True, type=click.Choice(list(BACKENDS)), help="What ratios are to.")
-@click.option("--namespaces", is_flag=True, hidden=True, help="Each side in a namespace of its own: `benchmarks guest` made them.")
+@click.option("--guest", default="", type=click.Choice(["", *GUEST_COMMANDS]), hidden=True, help="What guest this runs in; see `Plan`.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a result file.")
 def command(
     scenarios: Sequence[str],
@@ -54,7 +58,7 @@ def command(
     seconds: float,
     messages: int,
     baseline: str,
-    namespaces: bool,
+    guest: Guest,
     path: Path | None,
 ) -> None:
     """Run scenarios over backends and print one table for each scenario.
@@ -72,7 +76,7 @@ def command(
             [BACKENDS[name] for name in dict.fromkeys(backends or BACKENDS)],
             SIZES if all_sizes else tuple(sizes),
             rounds,
-            Plan(seconds, messages, namespaces=namespaces),
+            Plan(seconds, messages, guest=guest),
             status.update,
         )
     results.settings["baseline"] = baseline
@@ -97,8 +101,8 @@ async def run_all(
     for backend in backends:
         if missing := backend.missing():
             results.skipped[backend.name] = missing
-        elif backend.in_guest and not plan.namespaces:
-            results.skipped[backend.name] = "needs a kernel with RDS: python -m benchmarks guest"
+        elif backend.guest and backend.guest != plan.guest:
+            results.skipped[backend.name] = f"runs in a guest: python -m benchmarks {GUEST_COMMANDS[backend.guest]}"
         else:
             present.append(backend)
     groups = [
@@ -116,8 +120,22 @@ async def run_all(
                     continue
                 show_progress(f"{done} of {total}: {label(case)}, {backend.name}, round {number + 1}")
                 try:
-                    results.measurements.append(replace(await measure(backend, case, plan), round=number))
+                    with kernel_module(backend.kernel_module):
+                        measured = await (perftest.measure if backend.tool else measure)(backend, case, plan)
+                    results.measurements.append(replace(measured, round=number))
                 except BenchmarkError as error:
                     failed.add((case, backend.name))
                     results.failures.append(f"{label(case)}, {backend.name}: {error}")
     return results
+
+
+@contextlib.contextmanager
+def kernel_module(name: str) -> Iterator[None]:
+    """A module of the kernel while in the block; no name, no module."""
+    if name:
+        subprocess.run(["modprobe", name], check=True)
+    try:
+        yield
+    finally:
+        if name:
+            subprocess.run(["modprobe", "--remove", name], check=True)

@@ -164,7 +164,7 @@ cdef class BindTable:
     cdef readonly Core core
     cdef readonly str host                      # the local address
     cdef readonly CongestionMap congestion      # which of our ports are full
-    cdef readonly dict routes                   # remote host -> Path
+    cdef readonly dict routes                   # remote host -> Path; with a type of service above 0: (remote host, it) -> Path
     cdef readonly uint32_t count                # bound ports
     cdef PyObject** pages[256]                  # [port >> 8][port & 255] -> Endpoint (borrowed), pages made on demand
     cdef Endpoint lookup(self, uint16_t port)
@@ -181,6 +181,7 @@ cdef struct Received:
 cdef class Endpoint:
     cdef readonly BindTable table
     cdef readonly uint16_t port
+    cdef readonly uint8_t tos                   # type of service: over which path to each peer it sends
     cdef public object owner                    # the RdsSocket in front of this endpoint
     cdef public uint32_t send_limit             # effective SO_SNDBUF
     cdef readonly uint64_t sent_bytes           # payload bytes queued and not yet acknowledged
@@ -233,6 +234,7 @@ cdef class Path:
     cdef readonly BindTable table
     cdef readonly Core core
     cdef readonly str host                      # the remote address
+    cdef readonly uint8_t tos                   # type of service of its connection
     cdef readonly uint32_t scope                # IPv6 scope id, 0 otherwise
     cdef bint is_ipv6
     cdef readonly bint local                    # loopback: deliver instead of queue

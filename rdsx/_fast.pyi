@@ -123,7 +123,7 @@ class BindTable:
     core: Core
     host: str
     congestion: CongestionMap
-    routes: dict[str, Path]
+    routes: dict[str | tuple[str, int], Path]
     count: int
     def __init__(self, core: Core, host: str) -> None: ...
     def find(self, port: int) -> Endpoint | None: ...
@@ -140,6 +140,7 @@ class Endpoint:
 
     table: BindTable
     port: int
+    tos: int
     owner: Any
     send_limit: int
     sent_bytes: int
@@ -166,6 +167,8 @@ class Endpoint:
         """(data, address, RDMA cookie, wall clock of arrival) of the oldest message, left on the queue; or None."""
     def listing(self) -> list[tuple[int, tuple[Any, ...]]]:
         """(length, address of the sender) of each message in the receive queue, oldest first."""
+    def set_tos(self, tos: int) -> None:
+        """Send over paths of this type of service, 0 to 255, from now on; `BindTable.routes` has those above 0 under (host, tos)."""
     def submit(self, data: Buffer, address: tuple[Any, ...]) -> int:
         """Queue one message. 0 sent, 1 congested, 2 queue full, 3 too long, 4 no route (the driver must make one).
 
@@ -196,6 +199,7 @@ class Path:
     table: BindTable
     core: Core
     host: str
+    tos: int
     scope: int
     local: bool
     foreign: CongestionMap
@@ -223,6 +227,7 @@ class Path:
         is_ipv6: bool = False,
         scope: int = 0,
         header_acks: bool = False,
+        tos: int = 0,
     ) -> None: ...
     @property
     def send_queue(self) -> int:

@@ -773,6 +773,11 @@ cdef class Endpoint:
 
     # -- sending
 
+    def set_tos(self, uint8_t tos):
+        """Send over the paths of this type of service from now on."""
+        self.tos = tos
+        self.last_host = self.last_path = None
+
     cdef int submit_one(self, object data, object address) except -1:
         cdef object found, host
         if self.table is None:
@@ -781,7 +786,7 @@ cdef class Endpoint:
             return NO_ROUTE
         host = (<tuple>address)[0]
         if self.last_path is None or host is not self.last_host or self.last_path.forgotten:
-            found = self.table.routes.get(host)
+            found = self.table.routes.get((host, self.tos) if self.tos else host)
             if found is None:
                 return NO_ROUTE
             self.last_host, self.last_path = host, <Path>found
@@ -914,8 +919,9 @@ cdef enum:
 
 cdef class Path:
     def __cinit__(self, BindTable table not None, str host not None, CongestionMap foreign not None, *, uint64_t first_sequence=1,
-                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0, bint header_acks=False):
+                  BindTable peer_table=None, bint is_ipv6=False, uint32_t scope=0, bint header_acks=False, uint8_t tos=0):
         self.table = table
+        self.tos = tos
         self.core = table.core
         self.host = host
         self.foreign = foreign

@@ -285,16 +285,22 @@ class Ring:
 class Credits:
     """One end's view of flow control, as the history of what was posted, granted, sent and received."""
 
-    def __init__(self, receive_slots: int, available: int = 0) -> None:
+    def __init__(self, receive_slots: int, available: int = 0, owed: int = 0) -> None:
         self.threshold = min(max(receive_slots // 4, 2), 16)
-        self._grants_heard = [available]
+        self._available = available
+        self._owed = owed
+        self._grants_heard: list[int] = []
         self._sent = self._received = 0
         self._posted: list[int] = []
         self._grants: list[int] = []
 
     @property
+    def owed(self) -> int:
+        return max(self._owed - sum(self._grants_heard), 0)
+
+    @property
     def available(self) -> int:
-        return sum(self._grants_heard) - self._sent
+        return self._available + max(sum(self._grants_heard) - self._owed, 0) - self._sent
 
     @property
     def unadvertised(self) -> int:
@@ -321,7 +327,7 @@ class Credits:
         self._posted.append(receives)
 
     def heard(self, credit: int) -> bool:
-        is_possible = self.available + credit < 1 << 16
+        is_possible = self.available + max(credit - self.owed, 0) < 1 << 16
         self._grants_heard += [credit] if is_possible else []
         return is_possible
 

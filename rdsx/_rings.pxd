@@ -97,6 +97,7 @@ cdef class Credits:
     cdef readonly uint32_t available            # frames that we may still send
     cdef readonly uint32_t unadvertised         # receives posted and not yet granted to the peer
     cdef readonly uint32_t granted              # frames that the peer may still send
+    cdef readonly uint32_t owed                 # frames sent before anything was granted: what is granted next pays for them
     cdef readonly uint32_t threshold            # so many unadvertised receives are worth a frame of their own
     cpdef uint32_t sendable(self) noexcept
     cpdef uint8_t advertise(self) noexcept
@@ -123,6 +124,7 @@ cdef class Rings:
     cdef readonly Ring send_ring                # slots of frames posted and not known to be completed
     cdef readonly Ring receive_ring             # slots posted and not completed
     cdef readonly Credits credits               # None: no flow control on this connection
+    cdef readonly bint offered                  # what is posted was announced to the peer, whether or not it counts
     cdef SendSlot* send_slots
     cdef ReceiveSlot* receive_slots
     cdef unsigned char* receive_memory          # SLOT_BYTES for each slot; the caller's, registered
@@ -160,6 +162,7 @@ cdef class Rings:
     cdef readonly bint broken                   # the queue pair is of no use any more
     cdef readonly str reason                    # why, as it is counted
     cdef readonly str detail
+    cdef int count_credits(self, uint32_t available, uint32_t owed) except -1
     cdef bint has_room(self) noexcept
     cdef bint has_frames(self) noexcept
     cdef void note_blocked(self) noexcept

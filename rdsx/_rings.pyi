@@ -25,8 +25,10 @@ class Credits:
     available: int
     unadvertised: int
     granted: int
+    owed: int
     threshold: int
-    def __init__(self, receive_slots: int, available: int = 0) -> None: ...
+    def __init__(self, receive_slots: int, available: int = 0, owed: int = 0) -> None:
+        """`owed`: frames sent before the peer granted any, which took receives of its."""
     def sendable(self) -> int:
         """Frames that may be sent now. The last credit counts only if there is something to grant with it."""
     def advertise(self) -> int:
@@ -53,6 +55,7 @@ class Rings:
     send_ring: Ring
     receive_ring: Ring
     credits: Credits | None
+    offered: bool
     solicited_only: bool
     acking: bool
     blocked: bool
@@ -88,8 +91,12 @@ class Rings:
         """Nothing is to be sent, or nothing may be before the peer has spoken."""
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
+    def offer_credits(self) -> int:
+        """How many receives are posted, to be announced to the peer as the connection is made. Credits are counted if it announces some,
+        too: use_credits(); or if its first frame grants some."""
     def use_credits(self, available: int) -> None:
-        """Both ends announced credits: `available` is the peer's announcement, and ours what is posted. Before the first frame."""
+        """Both ends announced credits: `available`, at least 1, is the peer's announcement, of which no more than 65,535 count; ours is
+        what is posted. Before the first frame."""
     def transmit(self) -> int:
         """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many work requests.
 

@@ -97,12 +97,13 @@ def verbs_nic(uintptr_t qp, uintptr_t send_cq, uintptr_t recv_cq, uintptr_t chan
 
 
 # == 2. credits ===========================================================================================================
-# One credit, one posted receive, one frame. Invariants: nobody sends a frame without a credit; the last one goes only with a grant, so
-# two ends can never wait for each other.
+# One credit, one posted receive, one frame. Invariants: nobody sends a frame without a credit, but for the map that goes before a kernel
+# has granted any; the last one goes only with a grant, so two ends can never wait for each other.
 
 cdef class Credits:
-    def __cinit__(self, uint32_t receive_slots, uint32_t available=0):
+    def __cinit__(self, uint32_t receive_slots, uint32_t available=0, uint32_t owed=0):
         self.available = available
+        self.owed = owed
         # At least 2: an update takes a receive itself, and two ends that answered each with another would never stop.
         self.threshold = max(2, min(<uint32_t>CREDIT_UPDATE, receive_slots // 4))
 
@@ -127,9 +128,11 @@ cdef class Credits:
         self.unadvertised += receives
 
     cpdef bint heard(self, uint8_t credit) noexcept:
-        if self.available + credit > MAX_CREDITS:
+        cdef uint32_t paid = min(self.owed, <uint32_t>credit)
+        if self.available + credit - paid > MAX_CREDITS:
             return False
-        self.available += credit
+        self.owed -= paid
+        self.available += credit - paid
         return True
 
     cpdef bint received(self) noexcept:
@@ -226,14 +229,24 @@ cdef class Rings:
             self.credits.posted(count)
         return count
 
+    def offer_credits(self):
+        """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it counts."""
+        self.offered = True
+        self.solicited_only = False     # a sender in the middle of a message may wait for our credits
+        return self.receive_ring.in_use()
+
     def use_credits(self, uint32_t available):
         """Both ends count credits on this connection. `available`: what the peer grants us at first. What is posted is granted to it."""
-        if not 1 <= available <= MAX_CREDITS:
-            raise ValueError(f"a peer that counts credits grants 1 to {MAX_CREDITS} at first, not {available}")
-        self.credits = Credits(self.receive_ring.size, available)
+        if available == 0:
+            raise ValueError(f"a peer that counts credits grants 1 to {MAX_CREDITS} at first, not 0")
+        self.offer_credits()
+        self.count_credits(min(available, <uint32_t>MAX_CREDITS), 0)
+
+    cdef int count_credits(self, uint32_t available, uint32_t owed) except -1:
+        self.credits = Credits(self.receive_ring.size, available, owed)
         self.credits.posted(self.receive_ring.in_use())
         self.credits.grant_all()
-        self.solicited_only = False     # a sender in the middle of a message may wait for our credits
+        return 0
 
     # -- sending
 
@@ -347,7 +360,8 @@ cdef class Rings:
             if size:
                 copy(frame + HEADER_BYTES, PyBytes_AS_STRING(<object>slot.payload) + offset, size)
             offset += size
-            self.build(HEADER_BYTES + size, flags | (IBV_SEND_SOLICITED if offset == slot.length else 0))
+            # Where credits end in the middle of a message, a kernel has to wake up all the same, to give more.
+            self.build(HEADER_BYTES + size, flags | (IBV_SEND_SOLICITED if offset == slot.length or self.frames + 1 == self.allowed else 0))
             if offset == slot.length:
                 path.wrote(slot)
                 break
@@ -570,6 +584,9 @@ cdef class Rings:
             self.heard = True
             self.extensions = PyBytes_FromStringAndSize(<const char*>header.extensions, EXTENSION_BYTES)
             self.ack = header.ack
+            if header.credit and self.offered and self.credits is None:
+                # It counts, though it announced nothing: rds_rdma posts its receives after that. What we have sent has taken some of them.
+                self.count_credits(0, self.send_ring.allocated)
             return HELLO
         self.receive_ring.give_back(1)
         path.core.counters[C_VERBS_FRAMES_RECEIVED] += 1

@@ -32,6 +32,7 @@ RANGES = {
     "sequence_base": (1, 2**63),
     "seed": (-(2**63), 2**64),
 }
+MAX_CREDIT_SLOTS = 8192
 OPTIONAL = ("sequence_base", "seed")
 NOT_ZERO = ("reconnect_min_delay_s", "reconnect_max_delay_s", "poke_min_delay_s", "connect_timeout_s", "hello_timeout_s", "ack_delay_s")
 
@@ -120,6 +121,10 @@ class NodeConfig:
     idle_registration_bytes: int = 67108864
     """Memory that stays registered after `free_mr(invalidate=False)`, for whoever registers it again; what was freed first goes first."""
 
+    flow_control: bool = False
+    """RDMA: offer to count credits, so that a sender never finds the other's receive ring empty (net.rds.ib.flow_control). They are counted
+    only where both ends do; with at most 8,192 `receive_ring_slots`, because a kernel complains of 16,384 credits."""
+
     yield_interval_s: float = 0.001
     """Async methods that need not wait yield to the scheduler at least this often (or every 256 calls). 0: on every call."""
 
@@ -150,6 +155,9 @@ class NodeConfig:
         for name in ("send_ring_slots", "receive_ring_slots"):
             if getattr(self, name).bit_count() != 1:
                 raise ValueError(f"NodeConfig.{name} must be a power of two, not {getattr(self, name)}")
+        if self.flow_control and self.receive_ring_slots > MAX_CREDIT_SLOTS:
+            slots = self.receive_ring_slots
+            raise ValueError(f"NodeConfig.receive_ring_slots is at most {MAX_CREDIT_SLOTS} with flow_control, not {slots}")
         for name in self.__slots__:
             if name.endswith("_s") and name not in RANGES and not getattr(self, name) >= 0:
                 raise ValueError(f"NodeConfig.{name} is a time in seconds, at least 0, not {getattr(self, name)!r}")

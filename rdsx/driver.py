@@ -35,7 +35,7 @@ from rdsx.one_sided import OneSided
 from rdsx.stack import Stack
 from rdsx.statistics import NodeStatistics
 from rdsx.supervisor import Supervisor
-from rdsx.transports.base import ByteStream, Listener, Network
+from rdsx.transports.base import ByteStream, Carrier, Listener, Network
 from rdsx.transports.signal import Signal
 from rdsx.wire.info import Info
 
@@ -58,6 +58,7 @@ class Driver(Stack[EngineSocket]):
 
     supervisor_type: type[Supervisor] = Supervisor
     one_sided_type: type[OneSided] = OneSided
+    has_tos = False  # whether connections of each type of service are apart
 
     def __init__(self, hosts: list[Host], network: Network | None, config: NodeConfig) -> None:
         super().__init__(hosts, config)
@@ -77,7 +78,7 @@ class Driver(Stack[EngineSocket]):
         self.tables = {host.key: BindTable(self.core, host.key) for host in hosts}
         self._allowed = None if config.allowed_peers is None else [ipaddress.ip_network(text) for text in config.allowed_peers]
         self._foreign: dict[str, CongestionMap] = {}
-        self._supervisors: dict[tuple[str, str], Supervisor] = {}
+        self._supervisors: dict[tuple[str, str, int], Supervisor] = {}  # by our host, theirs, and the type of service
         self.monitors: dict[EngineSocket, None] = {}
         self._congested: dict[CongestionMap, dict[int, Lot]] = {}
         self._drops: Counter[str] = Counter()
@@ -147,16 +148,20 @@ class Driver(Stack[EngineSocket]):
         table.bind(endpoint, port)
         return port
 
-    def route(self, local: str, host: Host, address: SockAddr) -> Path:
-        """The path from a local address to a peer; makes the connection if there is none."""
+    def known_route(self, local: str, host: Host, tos: int) -> Path | None:
+        """The path from a local address to a peer, of a type of service, if there is one. Loopback has one for all types."""
+        return self.tables[local].routes.get((host.key, tos) if tos and host.key not in self.tables else host.key)
+
+    def route(self, local: str, host: Host, address: SockAddr, tos: int) -> Path:
+        """known_route(); makes the connection if there is none."""
         table = self.tables[local]
-        path = table.routes.get(host.key)
+        path = self.known_route(local, host, tos)
         if path is None:
             if not host.is_usable:
                 raise bad_address(errno.EINVAL, address, "a message goes to one host: give a unicast address")
             if host.is_ipv6 != self.hosts[local].is_ipv6:
                 raise bad_address(errno.EOPNOTSUPP, address, f"the socket is bound to {local}: both ends are IPv4, or both IPv6")
-            path = self._make_local_path(table, host) if host.key in self.tables else self._make_path(table, host)
+            path = self._make_local_path(table, host) if host.key in self.tables else self._make_path(table, host, tos)
         return path
 
     def attend(self) -> None:
@@ -260,7 +265,7 @@ class Driver(Stack[EngineSocket]):
 
     def supervisors_of(self, *, local: str | None = None, peer: str | None = None) -> list[Supervisor]:
         """Those of one address of ours, or of one of a peer's."""
-        return [each for (here, there), each in self._supervisors.items() if here == local or there == peer]
+        return [each for (here, there, _), each in self._supervisors.items() if here == local or there == peer]
 
     def address_arrived(self, local: str, *, moved: bool) -> None:
         """An address of ours can be reached again, or through another port. What listens on a port of TCP need not know."""
@@ -277,7 +282,7 @@ class Driver(Stack[EngineSocket]):
                 )
         return table.routes[host.key]
 
-    def _make_path(self, table: BindTable, host: Host) -> Path:
+    def _make_path(self, table: BindTable, host: Host, tos: int) -> Path:
         local = self.hosts[table.host]
         if self._network is None:
             raise OSError(errno.ENETUNREACH, f"{host.key} is not an address of this node, and transport 'loop' reaches no other: use 'tcp'")
@@ -292,6 +297,7 @@ class Driver(Stack[EngineSocket]):
             is_ipv6=host.is_ipv6,
             scope=host.scope,
             header_acks=self.supervisor_type.header_acks,
+            tos=tos,
         )
         connection = Connection(
             path,
@@ -303,8 +309,8 @@ class Driver(Stack[EngineSocket]):
         )
         supervisor = self.supervisor_type(self, connection, local, host)
         path.supervisor = supervisor
-        table.routes[host.key] = path
-        self._supervisors[table.host, host.key] = supervisor
+        table.routes[(host.key, tos) if tos else host.key] = path
+        self._supervisors[table.host, host.key, tos] = supervisor
         assert self._nursery is not None
         self._nursery.start_soon(supervisor.run, name=f"rdsx {table.host} -> {host.key}")
         return path
@@ -312,13 +318,13 @@ class Driver(Stack[EngineSocket]):
     def forget(self, supervisor: Supervisor) -> None:
         """A peer that never spoke and that nobody wants anything of: it must not take a place of max_peers."""
         path = supervisor.connection.path
-        local, peer = path.table.host, supervisor.remote.key
+        peer = supervisor.remote.key
         if self.closed:
             return
-        del path.table.routes[peer], self._supervisors[local, peer]
+        del path.table.routes[(peer, path.tos) if path.tos else peer], self._supervisors[path.table.host, peer, path.tos]
         path.supervisor = None
         path.forgotten = True
-        if not any((other, peer) in self._supervisors for other in self.tables):
+        if not any(other.remote.key == peer for other in self._supervisors.values()):
             del self._foreign[peer]
 
     # -- the node's own tasks
@@ -375,15 +381,21 @@ class Driver(Stack[EngineSocket]):
         if self._allowed is not None and not any(remote.ip in network for network in self._allowed):
             self._refuse(stream, "not_allowed", f"{local.key}: connection from {remote.key}, which NodeConfig.allowed_peers does not have")
             return
-        supervisor = self._supervisors.get((local.key, remote.key))
+        tos = self._tos_of(stream)
+        supervisor = self._supervisors.get((local.key, remote.key, tos))
         if supervisor is None:
             try:
-                path = self._make_path(self.tables[local.key], remote)
+                path = self._make_path(self.tables[local.key], remote, tos)
             except TooManyPeersError as error:
                 self._refuse(stream, "too_many_peers", f"{local.key}: connection from {remote.key}: {error.strerror}")
                 return
             supervisor = path.supervisor
         supervisor.incoming(stream)
+
+    @staticmethod
+    def _tos_of(offered: Carrier) -> int:
+        """The type of service that an incoming connection is for."""
+        return 0
 
     def _refuse(self, stream: ByteStream, reason: str, text: str) -> None:
         self._warn(reason, text)

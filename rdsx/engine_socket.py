@@ -211,7 +211,7 @@ class EngineSocket(RdsSocket):
         self._check_bound()
         host, port = numeric_sockaddr(address)
         assert self._host is not None
-        path = self._driver.tables[self._host.key].routes.get(host.key)
+        path = self._driver.known_route(self._host.key, host, self._endpoint.tos)
         cancelled = 0 if path is None else self._endpoint.cancel(path, port)
         self._driver.attend()
         return cancelled
@@ -329,10 +329,14 @@ class EngineSocket(RdsSocket):
             raise OSError(errno.ENOTTY, "only a socket bound to an address of a transport has a type of service; loopback has none")
         if self._endpoint.sent_messages:
             raise OSError(errno.EINVAL, "the type of service must be chosen before the first message is sent")
+        if self._endpoint.tos:
+            raise OSError(errno.EINVAL, f"the type of service is {self._endpoint.tos} already: it is chosen once")
+        if self._driver.has_tos:  # TCP maps every value to 0
+            self._endpoint.set_tos(tos)
 
     def get_tos(self) -> int:
         self._check_open()
-        return 0  # TCP maps every value to it
+        return self._endpoint.tos
 
     def statistics(self) -> SocketStatistics:
         endpoint = self._endpoint
@@ -406,7 +410,7 @@ class EngineSocket(RdsSocket):
     def _route(self, parsed: tuple[Host, int], address: SockAddr) -> tuple[Path, int]:
         assert self._host is not None
         host, port = parsed
-        return self._driver.route(self._host.key, host, address), port
+        return self._driver.route(self._host.key, host, address, self._endpoint.tos), port
 
     def _raise_for(self, code: int, data: Buffer, address: SockAddr) -> None:
         if code == SENT:

@@ -54,7 +54,7 @@ def node_info(driver: Driver) -> Info:
     for path, _ in paths(driver):
         for sequence, length, sport, dport, is_written in path.listing():
             queue = written if is_written else waiting
-            queue.append(MessageInfo(sequence, length, (path.table.host, sport), (path.host, dport), 0))
+            queue.append(MessageInfo(sequence, length, (path.table.host, sport), (path.host, dport), path.tos))
     return Info(
         counters=driver.core.statistics(),
         connections=tuple(connection_info(driver)),
@@ -77,7 +77,7 @@ def connection_info(driver: Driver) -> Iterator[ConnectionInfo]:
             sending=path.send_queue > 0,
             connecting=state is State.CONNECTING,
             connected=state is State.UP,
-            tos=0,
+            tos=path.tos,
         )
 
 

@@ -363,7 +363,8 @@ class RdsSocket(ABC):
 
     @abstractmethod
     def set_tos(self, tos: int) -> None:
-        """Choose the type of service, 0..255, once and before the first send (SIOCRDSSETTOS). TCP maps every value to 0.
+        """Choose the type of service, 0..255, once and before the first send (SIOCRDSSETTOS). TCP maps every value to 0; over RDMA each has
+        a connection of its own.
 
         Raises OSError: ENOTTY (not bound yet, or loopback, which has none), EINVAL (set before, or something was sent).
         """

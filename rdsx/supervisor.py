@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -18,7 +18,7 @@ from rdsx.engine.connection import Connection
 from rdsx.engine.states import State
 from rdsx.errors import WireError
 from rdsx.moves import Progress
-from rdsx.transports.base import ByteStream, Link
+from rdsx.transports.base import ByteStream, Carrier, Link
 from rdsx.transports.signal import Signal
 from rdsx.transports.stream import StreamLink, reason_of
 
@@ -49,7 +49,7 @@ class Supervisor:
         self._local = local
         self.remote = remote
         self._signal = Signal()
-        self._offered: deque[Any] = deque()  # what the listener gave
+        self._offered: deque[Carrier] = deque()  # what the listener gave
         self._dialling: trio.CancelScope | None = None
         self._dialled_at_s = -inf
         self._dial_reason = ""  # why a dial that was cancelled was
@@ -72,7 +72,7 @@ class Supervisor:
             for offered in self._offered:
                 offered.close()
 
-    async def _next_carrier(self) -> Any:
+    async def _next_carrier(self) -> Carrier | None:
         """What the next link is made of; None when the peer has never spoken and there is no reason to dial it."""
         connection = self.connection
         while True:
@@ -94,12 +94,12 @@ class Supervisor:
             if carrier is not None:
                 return carrier
 
-    async def _dial(self) -> Any:
+    async def _dial(self) -> Carrier | None:
         """Connect; None when there is nothing to use: it failed, it was only a poke, or the peer's own link came first."""
         connection = self.connection
         connection.dialling()
         connection.path.corked = True
-        carrier: Any = None
+        carrier: Carrier | None = None
         reason = ""
         self._dial_reason = "connect_timeout"
         self._dialled_at_s = trio.current_time()
@@ -129,7 +129,7 @@ class Supervisor:
                     log.info("%s -> %s: cannot connect: %s; trying again", connection.local, connection.peer, reason)
         return None
 
-    async def _carry(self, carrier: Any) -> None:
+    async def _carry(self, carrier: Carrier) -> None:
         connection, config = self.connection, self._driver.config
         connection.established()
         self._failure_logged = False
@@ -160,23 +160,23 @@ class Supervisor:
         """Whether our connects make links. Over TCP those of the smaller address do; those of the larger one are pokes."""
         return local.value < remote.value
 
-    def incoming(self, stream: ByteStream) -> None:
+    def incoming(self, offered: Carrier) -> None:
         """The peer has dialled us: a link if it is the smaller address, else a poke."""
         if self.connection.dials:
-            stream.close()
+            offered.close()
             self.poked_by_peer()
         else:
-            self.offer(stream)
+            self.offer(offered)
 
-    async def _connect(self) -> Any:
+    async def _connect(self) -> Carrier:
         return await self._driver.network.connect(self._local, self.remote, self._driver.config.port)
 
-    async def _accept(self, offered: Any) -> Any:
+    async def _accept(self, offered: Carrier) -> Carrier | None:
         """Take up what the peer offers; None if that comes to nothing."""
         return offered
 
-    def _make_link(self, carrier: Any) -> Link:
-        return StreamLink(carrier, self.connection.path, self, hello_timeout_s=self._driver.config.hello_timeout_s)
+    def _make_link(self, carrier: Carrier) -> Link:
+        return StreamLink(cast(ByteStream, carrier), self.connection.path, self, hello_timeout_s=self._driver.config.hello_timeout_s)
 
     # -- what others tell us
 
@@ -188,12 +188,12 @@ class Supervisor:
             self.connection.path.corked = True
             self._signal.set()
 
-    def offer(self, stream: ByteStream) -> None:
+    def offer(self, offered: Carrier) -> None:
         """The smaller address has dialled us: this is the link to use, once the older ones are read to their end."""
         if len(self._offered) >= MAX_OFFERED:
             self._offered.popleft().close()
             self._driver.count_drop("superseded")
-        self._offered.append(stream)
+        self._offered.append(offered)
         if self.link is not None:
             self.link.supersede(self._driver.config.supersede_drain_s)
         if self._dialling is not None:

@@ -7,6 +7,7 @@ times until one finds the other idle.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,9 +23,10 @@ from rdsx.errors import UnsupportedError
 from rdsx.memory import DmaBuf, Lease, Registration
 from rdsx.one_sided import OneSided, Task
 from rdsx.supervisor import Supervisor
-from rdsx.transports.base import Link
+from rdsx.transports.base import Carrier, Link
 from rdsx.transports.stream import reason_of
 from rdsx.transports.verbs.network import VerbsConnection, VerbsNetwork
+from rdsx.wire.info import IbConnectionInfo, Info
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,37 +44,45 @@ class VerbsSupervisor(Supervisor):
 
     header_acks = True
     survives_moves = False  # a queue pair belongs to a port
+    _carrier: VerbsConnection | None = None  # of the last link
 
     @staticmethod
     def dials(local: Host, remote: Host) -> bool:
         return True
 
-    def incoming(self, request: Any) -> None:
+    def incoming(self, offered: Carrier) -> None:
         """The peer asks for a connection."""
         if self.connection.state is State.DOWN and not self._offered and not self._finishing:
-            self._offered.append(request)
+            self._offered.append(offered)
             self._signal.set()
             return
-        request.close()
+        offered.close()
         if self.connection.state is State.UP and self.link is not None:
             self.link.drop("superseded", 0.0)
 
     async def _connect(self) -> VerbsConnection:
         return await self._verbs.connect(self._local, self.remote, self.connection.path)
 
-    async def _accept(self, offered: ConnectRequest) -> VerbsConnection | None:
+    async def _accept(self, offered: Carrier) -> VerbsConnection | None:
         reason = "connect_timeout"
         with trio.move_on_after(self._driver.config.connect_timeout_s):
             try:
-                return await self._verbs.accept(offered, self.connection.path)
+                return await self._verbs.accept(cast("ConnectRequest", offered), self.connection.path)
             except OSError as error:
                 reason = reason_of(error)
         self.connection.dial_failed(trio.current_time(), reason)
         self._driver.count_drop(reason)
         return None
 
-    def _make_link(self, carrier: VerbsConnection) -> Link:
-        return carrier.link(self, self._driver.config)
+    def _make_link(self, carrier: Carrier) -> Link:
+        self._carrier = cast(VerbsConnection, carrier)
+        return self._carrier.link(self, self._driver.config)
+
+    def ib_info(self) -> IbConnectionInfo:
+        """As the kernel lists it: zeros while there is no connection."""
+        if self.link is not None and self._carrier is not None:
+            return self._carrier.info()
+        return IbConnectionInfo(self._local.key, self.remote.key, "::", "::", 0, 0, 0, 0, 0, self.connection.path.tos, 0, 0)
 
     @property
     def _verbs(self) -> VerbsNetwork:
@@ -130,6 +140,7 @@ class VerbsDriver(Driver):
 
     supervisor_type = VerbsSupervisor
     one_sided_type = VerbsOneSided
+    has_tos = True
 
     def __init__(self, hosts: list[Host], network: VerbsNetwork, config: NodeConfig) -> None:
         super().__init__(hosts, network, config)  # type: ignore[arg-type]  # its listeners and connections are not of bytes
@@ -139,6 +150,14 @@ class VerbsDriver(Driver):
     def address_arrived(self, local: str, *, moved: bool) -> None:
         if moved:
             self.verbs.address_moved(local)
+
+    @staticmethod
+    def _tos_of(offered: Carrier) -> int:
+        return cast("ConnectRequest", offered).data.tos
+
+    def info(self) -> Info:
+        connections = (supervisor.ib_info() for supervisor in self._supervisors.values() if isinstance(supervisor, VerbsSupervisor))
+        return replace(super().info(), ib_connections=tuple(connections))
 
     async def start(self, nursery: trio.Nursery) -> None:
         try:

@@ -20,10 +20,12 @@ import rdsx
 import rdsx.node
 
 rings = pytest.importorskip("rdsx._rings", reason="rdsx was built without the headers of rdma-core")
-fake_nic = pytest.importorskip("rdsx._fake_nic")
+fakenic = pytest.importorskip("fakenic", exc_type=ImportError)
 verbs = pytest.importorskip("rdsx.verbs")
 
 from rdsx.transports.verbs.link import VerbsLink  # noqa: E402
+from rdsx.wire.cm_data import CmData  # noqa: E402
+from rdsx.wire.info import IbConnectionInfo  # noqa: E402
 
 LKEY = 77
 SLOTS = 64
@@ -32,13 +34,14 @@ SLOTS = 64
 class QueuePair:
     """One end of a connection: device, rings and their memory; see `transports.verbs.network.VerbsConnection`."""
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Any, *, flow_control: bool = False) -> None:
         size = rings.ring_bytes(SLOTS, SLOTS)
         self._memory = ctypes.create_string_buffer(size)
         place = {"memory": ctypes.addressof(self._memory), "memory_bytes": size, "lkey": LKEY}
-        self.nic = fake_nic.FakeNic(**place, send_depth=SLOTS, receive_depth=SLOTS, automatic=True)
+        self.nic = fakenic.FakeNic(**place, send_depth=SLOTS, receive_depth=SLOTS, automatic=True)
         self.rings = rings.Rings(path, self.nic, **place, send_slots=SLOTS, receive_slots=SLOTS)
         self.rings.post_receives()
+        self.announced = self.rings.offer_credits() if flow_control else 0
         self.peer: QueuePair | None = None
         self.is_closed = False
         self._ended = trio.Event()
@@ -47,6 +50,9 @@ class QueuePair:
     def join(self, peer: QueuePair) -> None:
         self.nic.connect(peer.nic)
         self.peer, peer.peer = peer, self
+        if self.announced and peer.announced:
+            self.rings.use_credits(peer.announced)
+            peer.rings.use_credits(self.announced)
 
     def end(self, reason: str) -> None:
         """The connection manager says that it is over."""
@@ -67,6 +73,10 @@ class QueuePair:
             self.is_closed = True
             trio.lowlevel.notify_closing(self.nic.fd)
 
+    def info(self) -> IbConnectionInfo:
+        path = self.rings.path
+        return IbConnectionInfo(path.table.host, path.host, "fe80::1", "fe80::2", SLOTS, SLOTS, 1, 0, 0, path.tos, 0, 0)
+
     def link(self, owner: Any, config: rdsx.NodeConfig) -> VerbsLink:
         return VerbsLink(self, self.rings, self.nic.fd, owner, hello_timeout_s=config.hello_timeout_s)
 
@@ -77,6 +87,7 @@ class Request:
 
     remote: Any
     pair: QueuePair
+    data: CmData
     answered: trio.Event = field(default_factory=trio.Event)
     confirmed: trio.Event = field(default_factory=trio.Event)
     granted: bool = False
@@ -134,8 +145,9 @@ class FabricNetwork:
 
     name = "verbs"
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, config: rdsx.NodeConfig) -> None:
         self._fabric = fabric
+        self._flow_control = config.flow_control
         self.refused: Any = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -151,7 +163,8 @@ class FabricNetwork:
         listener = self._fabric.listeners.get(remote.key)
         if listener is None:
             raise OSError(errno.ECONNREFUSED, "nobody listens")
-        request = Request(local, QueuePair(path))
+        data = CmData(sender=local.ip, receiver=remote.ip, tos=path.tos)
+        request = Request(local, QueuePair(path, flow_control=self._flow_control), data)
         try:
             listener.requests.append(request)
             listener.arrived.set()
@@ -170,7 +183,7 @@ class FabricNetwork:
         return request.pair
 
     async def accept(self, request: Request, path: Any) -> QueuePair:
-        pair = QueuePair(path)
+        pair = QueuePair(path, flow_control=self._flow_control)
         pair.join(request.pair)
         request.granted = True
         request.answered.set()
@@ -189,7 +202,7 @@ async def fabric_node(fabric: Fabric, host: str, monkeypatch: pytest.MonkeyPatch
     """A node on the fabric."""
     config = rdsx.NodeConfig(**{"seed": sum(host.encode()), "close_drain_s": 1.0, **settings})
     with monkeypatch.context() as patch:
-        patch.setattr(rdsx.node, "make_stack", lambda hosts, _, config: verbs.VerbsDriver(hosts, FabricNetwork(fabric), config))
+        patch.setattr(rdsx.node, "make_stack", lambda hosts, _, config: verbs.VerbsDriver(hosts, FabricNetwork(fabric, config), config))
         manager = rdsx.open_node(host, transport="verbs", config=config)
         node = await manager.__aenter__()
     try:

@@ -13,7 +13,7 @@ from rdsx._fast import Path, pack_header
 from rdsx._operation import Operation
 
 rings = pytest.importorskip("rdsx._rings", reason="rdsx was built without the headers of rdma-core")
-fake_nic = pytest.importorskip("rdsx._fake_nic")
+fakenic = pytest.importorskip("fakenic", exc_type=ImportError)
 
 LKEY = 77
 SHARED_KEY = 78  # of memory for operations, local and remote
@@ -50,7 +50,7 @@ class RingSide(Side):
         size = rings.ring_bytes(send_slots, receive_slots)
         self.memory = ctypes.create_string_buffer(size)
         address = ctypes.addressof(self.memory)
-        self.nic = fake_nic.FakeNic(
+        self.nic = fakenic.FakeNic(
             memory=address,
             memory_bytes=size,
             lkey=LKEY,

@@ -10,9 +10,11 @@ import importlib.util
 import shutil
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["BACKENDS", "Backend", "load"]
+__all__ = ["BACKENDS", "Backend", "Guest", "load"]
+
+Guest = Literal["", "tcp", "rdma"]
 
 EVERY_STREAM = ("stream", "stream-single", "ping-pong", "fan-in", "fan-out")
 
@@ -39,11 +41,17 @@ class Backend:
     """How long a receiver reads before it waits, where the library has that."""
     transport: str = ""
     """Of the rdsx nodes; "" for other libraries."""
-    in_guest: bool = False
-    """Only with a kernel that has RDS, and each side in a network namespace of its own."""
+    guest: Guest = ""
+    """Only in a guest: "tcp", with the kernel's RDS and a network namespace for each side; "rdma", with soft-RoCE."""
+    kernel_module: str = ""
+    """Loaded while this is measured, and not while others are."""
+    tool: str = ""
+    """With perftest's programs instead of processes of ours: "poll", or "events"; "frames": "poll", and the frames that rdsx would send."""
 
     def missing(self) -> str:
         """What to install before it runs; "" if nothing is missing."""
+        if self.tool:
+            return "" if shutil.which("ib_send_bw") else "no perftest: apt-get install perftest"
         if not self.module and shutil.which("cc") is None:
             return "no C compiler: install gcc"
         if self.requires and importlib.util.find_spec(self.requires) is None:
@@ -91,7 +99,63 @@ BACKENDS = {
             summary="the kernel's AF_RDS behind the same calls, over its rds_tcp",
             transport="kernel",
             scenarios=("stream", "stream-single", "ping-pong", "all-to-all"),
-            in_guest=True,
+            guest="tcp",
+        ),
+        ours(
+            name="rdsx-verbs",
+            summary="rdsx over RDMA, socket buffers of 4 MiB",
+            transport="verbs",
+            buffer_bytes=4 << 20,
+            scenarios=("stream", "stream-single", "ping-pong"),
+            guest="rdma",
+        ),
+        ours(
+            name="rdsx-verbs-poll",
+            summary="rdsx over RDMA, a receive polls for 10 ms before it waits",
+            transport="verbs",
+            buffer_bytes=4 << 20,
+            busy_poll_s=1e-2,
+            scenarios=("stream-single", "ping-pong"),
+            guest="rdma",
+        ),
+        ours(
+            name="rdsx-kernel-rdma",
+            summary="the kernel's AF_RDS behind the same calls, over its rds_rdma, socket buffers of 4 MiB",
+            transport="kernel",
+            buffer_bytes=4 << 20,
+            scenarios=("stream", "stream-single", "ping-pong"),
+            guest="rdma",
+            kernel_module="rds_rdma",
+        ),
+        Backend(
+            name="pyverbs",
+            summary="pyverbs' own post and poll, busy polling",
+            module="pyverbs_queue",
+            requires="pyverbs",
+            package="pyverbs",
+            scenarios=("stream", "ping-pong"),
+            guest="rdma",
+        ),
+        Backend(
+            name="perftest",
+            summary="ib_send_bw and ib_send_lat, busy polling",
+            tool="poll",
+            scenarios=("stream", "ping-pong"),
+            guest="rdma",
+        ),
+        Backend(
+            name="perftest-events",
+            summary="the same, waiting for completions",
+            tool="events",
+            scenarios=("stream", "ping-pong"),
+            guest="rdma",
+        ),
+        Backend(
+            name="perftest-frames",
+            summary="ib_send_bw with the frames of RDS: 48 bytes of header before each 4 KiB",
+            tool="frames",
+            scenarios=("stream",),
+            guest="rdma",
         ),
         Backend(
             name="yardstick",

@@ -1,11 +1,11 @@
-"""rdsx over TCP between two processes, inside one node of one process (transport "loop"), or in front of the kernel's AF_RDS.
+"""rdsx over TCP or RDMA between two processes, inside one node of one process (transport "loop"), or in front of the kernel's AF_RDS.
 
 Guarantee: in order, exactly once while both processes live, whatever happens to the connection; acknowledged by delivery into the
 receiver's socket queue, and resent from a retransmit queue until then. A slow receiver stops its senders.
 
 Left peers are 127.0.0.2, 127.0.0.3, ...; right ones 127.0.0.1, 127.0.1.1, ...; idle ones 127.1.0.1, ... Socket buffers, which bound
-what is under way, are the default of 106,496 bytes, or 8 messages if that is more; rdsx-tcp-4M has larger ones. rdsx-tcp-poll has a
-receiver poll before it waits.
+what is under way, are the default of 106,496 bytes, or 8 messages if that is more; rdsx-tcp-4M and those over RDMA have larger ones.
+Those named "poll" have a receiver poll before it waits.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Side(BaseSide):
             await sock.sendto(data, address)
 
     def counters(self) -> dict[str, int]:
-        if self._transport == "kernel":
+        if self._transport in ("kernel", "verbs"):
             return {}
         counted = [node.statistics().counters for node in self._nodes]
         return {name: sum(counters.get(name, 0) for counters in counted) for name in ("stream_reads", "stream_writes")}

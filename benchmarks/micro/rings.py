@@ -1,4 +1,5 @@
-"""Cases of `_rings`: posting and polling, on a made-up device that carries at once. The device's own work is in the counts."""
+"""Cases of `_rings`: posting and polling, on a made-up device that carries at once. The device's work is in the totals, and not in
+our own instructions."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from typing import Any
 
 from benchmarks.micro.case import Measure, case
 from benchmarks.micro.fast import BATCH, LARGE, PEER, SMALL, make_batch, make_core
-from rdsx._fake_nic import FakeNic
 from rdsx._fast import BindTable, CongestionMap, Endpoint, Path, pack_header
 from rdsx._rings import Rings, ring_bytes
+from tests.fakenic import FakeNic
 
 HOST = "10.0.0.1"
 SLOTS = 512

@@ -60,8 +60,8 @@ def command(
 
     Ends when COUNT answers have come, one interval after the last ping, or at Ctrl-C. Exit status 0 if anything was received, else 1.
     """
-    if tos and transport != "kernel":
-        raise click.BadParameter(f"{tos}: only the kernel carries a type of service; leave it out", ctx, param_hint="'-Q'")
+    if tos and transport == "tcp":
+        raise click.BadParameter(f"{tos}: TCP carries no type of service; leave it out, or use --transport verbs", ctx, param_hint="'-Q'")
     tally = Tally(print_answer_json if as_json else print_answer)
     run(_run, host, local, transport, port, count, interval_s, tos, tally)
     if as_json:

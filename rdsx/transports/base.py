@@ -16,7 +16,7 @@ from rdsx.moves import Progress
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ByteStream", "Link", "LinkOwner", "Listener", "Network"]
+__all__ = ["ByteStream", "Carrier", "Link", "LinkOwner", "Listener", "Network"]
 
 
 class ByteStream(Protocol):
@@ -67,6 +67,14 @@ class Network(Protocol):
 
     async def connect(self, local: Host, remote: Host, port: int) -> ByteStream:
         """Dial, with our address bound explicitly: it is our identity. OSError when the peer cannot be reached now."""
+
+
+class Carrier(Protocol):
+    """What a supervisor keeps until it becomes a link: a connection that is made, or one that a peer has asked for. Only the supervisor's
+    own transport looks into it."""
+
+    def close(self) -> None:
+        """Let go of it, and let the peer know. Twice is harmless."""
 
 
 class LinkOwner(Protocol):

@@ -743,3 +743,9 @@ def test_settings_that_are_none() -> None:
 
 def test_settings_at_their_limits() -> None:
     rdsx.NodeConfig(port=65535, max_message_bytes=1, allowed_peers=("10.0.0.0/8", "fd00::1"), send_buffer_bytes=1, yield_interval_s=0)
+    rdsx.NodeConfig(flow_control=True, receive_ring_slots=8192)
+
+
+def test_more_receives_than_a_kernel_counts() -> None:
+    with pytest.raises(ValueError, match=r"receive_ring_slots is at most 8192 with flow_control, not 16384"):
+        rdsx.NodeConfig(flow_control=True, receive_ring_slots=16384)

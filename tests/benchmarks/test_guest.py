@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 async def test_the_kernel_in_a_guest() -> None:
     require_host()
     require_kernel("6.1")
-    options = "--namespaces --backend rdsx-kernel --scenario ping-pong --rounds 1 --messages 20 --json /run/results.json"
+    options = "--guest tcp --backend rdsx-kernel --scenario ping-pong --rounds 1 --messages 20 --json /run/results.json"
     results = json.loads(await run_in_guest("6.1", options.split()))
     assert (results["skipped"], results["failures"]) == ({}, [])
     measured = [Measurement(**each) for each in results["measurements"]]

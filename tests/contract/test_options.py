@@ -217,7 +217,7 @@ async def test_timestamps(stack: str, level: int, option: int) -> None:
 
 @every_stack
 async def test_type_of_service(stack: str) -> None:
-    """TCP maps every one to 0; a loopback has none."""
+    """TCP maps every one to 0, RDMA keeps it; a loopback has none."""
     async with pair(stack) as two:
         unbound = two.left.socket()
         assert unbound.get_tos() == 0
@@ -229,9 +229,14 @@ async def test_type_of_service(stack: str) -> None:
                 left.set_tos(4)
         else:
             left.set_tos(4)
-            assert left.get_tos() == 0
-            left.set_tos(5)
+            assert left.get_tos() == (4 if stack == "verbs" else 0)
+            if stack == "verbs":
+                with raises_errno(errno.EINVAL):
+                    left.set_tos(5)
+            else:
+                left.set_tos(5)
         await left.sendto(b"x", right.getsockname())
+        assert await right.recv() == b"x"
         if stack != "loop":
             with raises_errno(errno.EINVAL):
                 left.set_tos(4)

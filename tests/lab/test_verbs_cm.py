@@ -48,7 +48,7 @@ async def run_program(guest: Guest, scratch: Path, program: str, *arguments: str
 
 async def alone(series: str, scratch: Path) -> Outcomes:
     async with Lab() as lab:
-        guest = await lab.start("V", modules=SOFT_ROCE, kernel=series)
+        guest = await lab.start("V", modules=[*SOFT_ROCE, "veth"], kernel=series)
         await add_soft_roce(guest)
         await guest.check("ip address add 10.77.0.3/24 dev eth0 && ip -6 address add fd77::3/64 dev eth0 nodad")
         return await run_program(guest, scratch, "verbs_cm.py")

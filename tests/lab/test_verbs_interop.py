@@ -6,16 +6,17 @@ Two guests, K with the kernel's RDS and V without. Both ends run `verbs_traffic.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from lab.guest import Guest
+from lab.guest import Guest, GuestProcess
 from lab.lab import Lab
 from lab.readiness import in_full
 from lab.verbs_guest import SOFT_ROCE, add_soft_roce, verbs_command
@@ -27,6 +28,8 @@ OPERATIONS = Path(__file__).with_name("verbs_operations.py").absolute()
 KERNEL, SMALLER, LARGER = "10.77.0.4", "10.77.0.3", "10.77.0.5"
 KERNEL6, SMALLER6 = "fd77::4", "fd77::3"
 RUN_S = 120.0
+POLL_S = 0.1
+HEAD_START_S = 1.0
 FEW, MANY, LONG = 60, 2000, 20000
 
 
@@ -47,25 +50,35 @@ class Two:
         high: int,
         slow: str = "",
         resets: int = 0,
+        options: Sequence[str] = (),
+        kernels_options: Sequence[str] = (),
+        starts: str = "",
         strike: Callable[[Two], Awaitable[None]] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow."""
+        """Both flows to their ends; the accounts of our end and of the kernel's. `strike` is called when messages flow; `options` are of
+        our program, `kernels_options` of the other; who `starts` begins a second before the other, and so makes the connection."""
         sizes = [count, 0, high]
-        ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets]]
-        theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else [])]
+        ours = ["$0.in", "verbs", local, remote, 1, 2, *sizes, *(["--slow"] if slow == "verbs" else []), *["--resets", resets], *options]
+        theirs = ["$0.in", "kernel", remote, local, 2, 1, *sizes, *(["--slow"] if slow == "kernel" else []), *kernels_options]
         commands = [(self.verbs, self.command(self.verbs, ours)), (self.kernel, self.command(self.kernel, theirs))]
-        return await self.converse(commands, ended='"exact"', strike=strike)
+        return await self.converse(commands, ended='"exact"', strike=strike, starts=starts)
 
     async def converse(
-        self, commands: list[tuple[Guest, str]], *, ended: str, strike: Callable[[Two], Awaitable[None]] | None = None
+        self,
+        commands: list[tuple[Guest, str]],
+        *,
+        ended: str,
+        strike: Callable[[Two], Awaitable[None]] | None = None,
+        starts: str = "",
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Two programs to their ends: both start when both are ready, and stop when both have printed `ended`."""
         async with AsyncExitStack() as stack:
             first, second = [await stack.enter_async_context(guest.start_process(command)) for guest, command in commands]
             for process in (first, second):
                 await process.wait_output("ready", RUN_S)
-            for process in (first, second):
+            for process in (second, first) if starts == "kernel" else (first, second):
                 process.write("go\n")
+                await trio.sleep(HEAD_START_S if starts else 0)
             if strike is not None:
                 await first.wait_output("flowing", RUN_S)
                 await strike(self)
@@ -143,6 +156,39 @@ async def test_resets(two: Two) -> None:
         assert accounts[0]["drops"]["reset_by_user"] == 3
 
 
+async def test_type_of_service(two: Two) -> None:
+    """Each has a connection of its own, for both ends, whoever asks for it."""
+    for ours, kernels in ((7, 7), (3, 5)):
+        accounts = await two.run(count=FEW, high=50000, options=["--tos", str(ours)], kernels_options=["--tos", str(kernels)], resets=1)
+        assert_exact(accounts)
+        listed = [{one["tos"]: one for one in account["ib"]} for account in accounts]
+        for tos in (ours, kernels):
+            ends = [(one[tos]["local_gid"], one[tos]["peer_gid"]) for one in listed]
+            gids = tuple(str(IPv6Address(f"::ffff:{host}")) for host in (SMALLER, KERNEL))
+            assert ends == [gids, gids[::-1]]
+            assert [(one[tos]["max_send_wr"], one[tos]["max_recv_wr"]) for one in listed] == [(256, 1024)] * 2
+
+
+@pytest.mark.parametrize("starts", ["verbs", "kernel"])
+async def test_flow_control(starts: str, two: Two) -> None:
+    """The kernel counts credits, whoever makes the connection: it grants us some, and is granted some."""
+    await two.kernel.check("sysctl -w net.rds.ib.flow_control=1")
+    try:
+        for high in (5000, 100000):
+            ours, kernels = await two.run(count=FEW * 5, high=high, starts=starts, options=["--credits"])
+            assert_exact((ours, kernels))
+            for name in ("ib_tx_credit_updates", "ib_rx_credit_updates"):
+                assert ours["counters"][name] > 0, name
+            assert kernels["counters"]["ib_rx_credit_updates"] > 0
+            assert ours["drops"].keys() <= {"reset_by_peer"}
+    finally:
+        await two.kernel.check("sysctl -w net.rds.ib.flow_control=0")
+    ours, kernels = await two.run(count=FEW, high=5000, starts=starts, options=["--credits"])
+    assert_exact((ours, kernels))
+    assert ours["counters"]["ib_tx_credit_updates"] == 0  # it does not count: it is granted nothing
+    assert "WARNING" not in await two.kernel.check("dmesg")
+
+
 async def test_cable(two: Two) -> None:
     """It is out in the middle of a flow."""
     assert_exact(await two.run(count=LONG, high=2000, strike=cable))
@@ -154,6 +200,41 @@ async def test_link_down(two: Two) -> None:
     assert_exact(await two.run(count=FEW, high=20000))
     await two.kernel.check(f"{down_and_up} && ip -6 address replace {KERNEL6}/64 dev eth0 nodad")
     assert_exact(await two.run(count=FEW, high=20000))
+
+
+async def test_kernel_rebooted(two: Two) -> None:
+    """It knows nothing of us then, and counts from 1 again. What we send meanwhile waits for its next life."""
+    sizes: list[object] = [FEW, 0, 20000]
+    async with two.verbs.start_process(two.command(two.verbs, ["$0.in", "verbs", SMALLER, KERNEL, 1, 2, *sizes])) as ours:
+        seeds = [2, 1]
+        for life in range(2):
+            async with two.kernel.start_process(two.command(two.kernel, ["$0.in", "kernel", KERNEL, SMALLER, *seeds, *sizes])) as kernels:
+                for process in (ours, kernels):
+                    await process.wait_output("ready", RUN_S)
+                two.kernel.plug_cable()  # its port is bound: what comes to one that is not, is dropped
+                for process in (ours, kernels) if life == 0 else (kernels,):
+                    process.write("go\n")
+                await wait_accounts(ours, 1 + life)
+                await wait_accounts(kernels, 1)
+                assert [account["exact"] for account in accounts_of(ours) + accounts_of(kernels)] == [True] * (2 + life)
+            if life == 0:
+                ours.write("go\n")
+                two.kernel.pull_cable()
+                await two.kernel.reboot()
+                await add_soft_roce(two.kernel)
+                seeds = [seed + 100 for seed in seeds]
+        ours.write("stop\n")
+        assert (await ours.wait(RUN_S)).status == 0
+
+
+def accounts_of(process: GuestProcess) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in process.output.splitlines() if line.startswith("{")]
+
+
+async def wait_accounts(process: GuestProcess, count: int) -> None:
+    with trio.fail_after(RUN_S):
+        while len(accounts_of(process)) < count:
+            await trio.sleep(POLL_S)
 
 
 async def test_loss(two: Two) -> None:

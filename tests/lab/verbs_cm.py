@@ -7,18 +7,21 @@ Needs 10.77.0.2, 10.77.0.3, fd77::2 and fd77::3 on the device rxe0.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from verbs_peer import Mailbox, Peer, fails, kernel_objects, open_peer, run_cases
 
+import rdsx
 from rdsx import _bridge
 from rdsx.addresses import parse_host
 from rdsx.transports.verbs import cm
@@ -283,6 +286,52 @@ async def tells_of_a_port() -> None:
         two.close()
 
 
+async def nodes_lose_their_device() -> None:
+    """They go on without, and let go of it: only librdmacm keeps it open. Another device is not concerned."""
+    for command in (
+        "ip link add d0 type veth peer name d1",
+        "ip link set d0 up",
+        "ip link set d1 up",
+        "ip address add 10.79.0.1/24 dev d0",
+        "ip address add 10.79.0.2/24 dev d0",
+        "rdma link add rxe1 type rxe netdev d0",
+    ):
+        await trio.run_process(command.split())
+    device = device_file("rxe1")
+    hosts = "10.79.0.1", "10.79.0.2"
+    async with rdsx.open_node(hosts[0], transport="verbs") as a, rdsx.open_node(hosts[1], transport="verbs") as b:
+        with await a.bind(4000) as left, await b.bind(4000) as right, a.events() as events:
+            await left.sendto(b"before", (hosts[1], 4000))
+            assert await right.recv() == b"before"
+            subprocess.Popen(["rdma", "link", "delete", "rxe1"])  # noqa: ASYNC220  it does not return while the device is in use
+            async for event in events:
+                if isinstance(event, rdsx.PeerDown):
+                    break
+            assert event.reason in ("device_removed", "closed_by_peer")
+            while opened(device) > 1:
+                await trio.sleep(0.01)
+            await left.sendto(b"waits", (hosts[1], 4000))
+            await trio.sleep(0.5)
+            assert left.statistics().unacknowledged_messages == 1
+            await left.sendto(b"to itself", (hosts[0], 4000))
+            assert await left.recv() == b"to itself"
+    await connects_and_talks()
+
+
+def device_file(name: str) -> Path:
+    (found,) = [path for path in Path("/sys/class/infiniband_verbs").glob("uverbs*") if (path / "ibdev").read_text().strip() == name]
+    return Path("/dev/infiniband", found.name)
+
+
+def opened(device: Path) -> int:
+    """How many descriptors of this process are of it."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            count += link.readlink() == device
+    return count
+
+
 async def loses_its_device() -> None:
     """Last: librdmacm keeps the device open until this process ends."""
     async with open_peer() as peer:
@@ -355,6 +404,7 @@ CASES = [
     survives_a_fork,
     knows_closed_and_foreign_objects,
     tells_of_a_port,
+    nodes_lose_their_device,
     loses_its_device,
 ]
 

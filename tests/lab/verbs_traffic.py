@@ -1,10 +1,11 @@
 """Runs in a guest: one end of two flows, over `transport="verbs"` or over the kernel's own RDS, with an account of what came.
 
-    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow]
+    verbs_traffic.py REQUESTS TRANSPORT LOCAL REMOTE SEED THEIR_SEED COUNT LOW HIGH [--resets N] [--slow] [--credits] [--tos N]
 
 Both ends send COUNT messages made from their seed, of LOW to HIGH bytes, and expect those of the other's. What is to be done is read from
-the file REQUESTS: "go" starts, "stop" ends; "ready", "flowing" and the account, as JSON, are printed. With --resets an rdsx end drops its
-connection so often; with --slow it reads slowly into a small buffer, so that its port congests.
+the file REQUESTS, a word on a line: "go" does that, the second time with seeds that are AGAIN larger, and so on; "stop" ends. "ready",
+"flowing" and the account, as JSON, are printed. With --resets an rdsx end drops its connection so often; with --slow it reads slowly into
+a small buffer, so that its port congests; with --credits it offers to count credits; with --tos it sends with that type of service.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ SMALL_BYTES = 64 << 10
 REQUEST_POLL_S = 0.02  # a file over 9p makes no event
 SLOW_S = 0.005
 LINGER_S = 0.3  # for what should not come
+AGAIN = 100
 
 
 async def main() -> None:
@@ -41,30 +44,40 @@ async def main() -> None:
         parser.add_argument(name, type=int)
     parser.add_argument("--resets", type=int, default=0)
     parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--credits", action="store_true")
+    parser.add_argument("--tos", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s")
-    async with rdsx.open_node(options.local, transport=options.transport) as node:
+    config = rdsx.NodeConfig(flow_control=options.credits)
+    async with rdsx.open_node(options.local, transport=options.transport, config=config) as node:
         with await node.bind(PORT) as sock:
             # Small for small messages, so that a sender is never far ahead: a fault then finds messages sent, on the way, and queued.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES if options.high > SMALL_BYTES else SMALL_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES if options.slow else BUFFER_BYTES)
+            sock.set_tos(options.tos)
             print("ready", flush=True)
-            await wait_request(options.requests, "go")
-            found: list[str] = []
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send, sock, options)
-                if options.resets:
-                    nursery.start_soon(reset, node, found, options)
-                while len(found) < options.count:
-                    before = len(found)
-                    found += await receive(sock, options.slow)
-                    if before < options.count // 4 <= len(found):
-                        print("flowing", flush=True)
-            with trio.move_on_after(LINGER_S):
-                while True:
-                    found += await receive(sock, False)
-            report(node, found, options)
-            await wait_request(options.requests, "stop")
+            requests = next_requests(options.requests)
+            while await anext(requests) == "go":
+                await flow(node, sock, options)
+                options.seed += AGAIN
+                options.their_seed += AGAIN
+
+
+async def flow(node: rdsx.Node, sock: rdsx.RdsSocket, options: argparse.Namespace) -> None:
+    found: list[str] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, sock, options)
+        if options.resets:
+            nursery.start_soon(reset, node, found, options)
+        while len(found) < options.count:
+            before = len(found)
+            found += await receive(sock, options.slow)
+            if before < options.count // 4 <= len(found):
+                print("flowing", flush=True)
+    with trio.move_on_after(LINGER_S):
+        while True:
+            found += await receive(sock, False)
+    report(node, found, options)
 
 
 async def send(sock: rdsx.RdsSocket, options: argparse.Namespace) -> None:
@@ -99,18 +112,25 @@ def report(node: rdsx.Node, found: list[str], options: argparse.Namespace) -> No
         "foreign": len(set(found) - set(expected)),
         "drops": statistics.drops,
         "counters": statistics.counters,
+        "ib": [asdict(one) for one in node.info().ib_connections if (one.local, one.peer) == (options.local, options.remote)],
         "connections": [asdict(connection) for connection in statistics.connections],
     }
     print(json.dumps(account), flush=True)
 
 
-async def wait_request(path: Path, word: str) -> None:
-    while word not in requests_in(path):
+async def next_requests(path: Path) -> AsyncIterator[str]:
+    """Each word as it is written."""
+    seen = 0
+    while True:
+        words = words_in(path)
+        for word in words[seen:]:
+            yield word
+        seen = len(words)
         await trio.sleep(REQUEST_POLL_S)
 
 
-def requests_in(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def words_in(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from rdsx._rings import Credits  # noqa: E402
 from ringskit import (  # noqa: E402
     ACK_REQUIRED,
     BROKEN,
+    CONG_BITMAP,
+    SOLICITED,
     RingSide,
     ack_frame,
     alone,
@@ -31,15 +33,18 @@ VERBS = ["sendable", "advertise", "spend", "posted", "heard", "received", "is_up
 WITH_NUMBER = {"spend", "posted", "heard"}
 
 
-@given(st.integers(4, 100), st.integers(0, 60000), st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 255)), max_size=60))
-def test_like_the_twin(slots: int, available: int, steps: list[tuple[str, int]]) -> None:
-    fast, slow = Credits(slots, available), _reference.Credits(slots, available)
+STEPS = st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 255)), max_size=60)
+
+
+@given(st.integers(4, 100), st.integers(0, 60000), st.integers(0, 600), STEPS)
+def test_like_the_twin(slots: int, available: int, owed: int, steps: list[tuple[str, int]]) -> None:
+    fast, slow = Credits(slots, available, owed), _reference.Credits(slots, available, owed)
     assert fast.threshold == slow.threshold
     for verb, number in steps:
         arguments = [number] if verb in WITH_NUMBER else []
         outcomes: list[Any] = [getattr(credits, verb)(*arguments) for credits in (fast, slow)]
         assert outcomes[0] == outcomes[1], verb
-        assert (fast.available, fast.unadvertised, fast.granted) == (slow.available, slow.unadvertised, slow.granted)
+        assert (fast.available, fast.unadvertised, fast.granted, fast.owed) == (slow.available, slow.unadvertised, slow.granted, slow.owed)
         assert min(fast.available, fast.unadvertised, fast.granted) >= 0
         assert fast.sendable() <= fast.available <= 65535
 
@@ -174,3 +179,72 @@ def test_a_peer_that_never_grants_stops_only_what_goes_to_it() -> None:
     assert side.rings.starved
     assert side.path.send_queue == 1
     assert side.rings.transmit() == 0
+
+
+def offering(*, credit: int, **changes: Any) -> RingSide:
+    """Alone, with a peer that announced nothing, and whose map, behind ours, grants so much."""
+    side = alone(**changes)
+    assert side.rings.offer_credits() == side.nic.posted_receives
+    side.kick()
+    assert len(side.outgoing()) == 2
+    first, second = map_frames()
+    side.inject(_reference.fragments(0, 0, 0, 0, bytes(8192), CONG_BITMAP, credit=credit)[0] if credit else first, second)
+    side.take_in()
+    return side
+
+
+def test_a_kernel_that_counts_says_so_with_its_first_frame() -> None:
+    """It posts its receives, and so can grant them, only after it has announced that there are none."""
+    side = offering(credit=255)
+    credits = side.rings.credits
+    assert (credits.available, credits.owed) == (253, 0)  # our map took two
+    assert credits.granted == side.rings.receive_ring.size - 2  # of what we announced, its map took two
+    endpoint = side.endpoint(4000, send_limit=1 << 20)
+    assert endpoint.submit(bytes(255 * 4096), ("10.0.0.2", 4001)) == 0
+    for _ in range(5):
+        side.kick()
+        sent = side.outgoing()
+        show_all(side)
+        side.take_in()
+    assert sent == []
+    assert side.rings.starved
+    assert credits.available == 1
+
+
+def test_a_debt_is_paid_by_the_next_grants() -> None:
+    side = offering(credit=1)
+    assert (side.rings.credits.available, side.rings.credits.owed) == (0, 1)
+    side.inject(ack_frame(0, 4))
+    side.take_in()
+    assert (side.rings.credits.available, side.rings.credits.owed) == (3, 0)
+
+
+def test_a_kernel_that_does_not_count_is_granted_nothing() -> None:
+    """It would add up what it never uses."""
+    side = offering(credit=0)
+    assert side.rings.credits is None
+    side.endpoint(4000).submit(b"x", ("10.0.0.2", 4001))
+    for sequence in range(40):
+        side.inject(*frames_of(sequence + 1, dport=9))
+    side.take_in()
+    side.inject(ack_frame(0, 9))  # too late
+    side.take_in()
+    side.kick()
+    assert [frame[25] for frame, _ in side.outgoing()] == [0]
+    assert side.rings.credits is None
+
+
+def test_where_credits_end_in_a_message_the_peer_is_woken() -> None:
+    """A kernel hears of nothing else, and would grant nothing more."""
+    side = opened(9, receive_slots=64)
+    side.endpoint(4000).submit(bytes(20 * 4096), ("10.0.0.2", 4001))
+    side.inject(*frames_of(1, dport=9))
+    side.take_in()
+    side.kick()
+    sent = side.outgoing()
+    assert [bool(flags & SOLICITED) for _, flags in sent] == [False] * 5 + [True]  # one is kept
+    side.inject(ack_frame(0, 200))
+    side.take_in()
+    side.kick()
+    sent = side.outgoing()
+    assert [bool(flags & SOLICITED) for _, flags in sent] == [False] * 13 + [True]

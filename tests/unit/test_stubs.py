@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 import rdsx
+from fakenic.build import SOURCE, load
 
 MODULES = ["_fast", "_operation", "_stream"]
 # What is built only where the headers of rdma-core are.
-MODULES += [name for name in ("_bridge", "_rings", "_fake_nic") if importlib.util.find_spec(f"rdsx.{name}")]
+MODULES += [name for name in ("_bridge", "_rings") if importlib.util.find_spec(f"rdsx.{name}")]
+MODULES += ["fake_nic"] if "_rings" in MODULES else []
 # Classes that others derive from.
 BASES = {"Nic"}
 # The special methods that are part of the contract.
@@ -27,12 +29,13 @@ SPECIAL = {"__init__", "__bytes__"}
 def stub_of(name: str) -> ast.Module:
     module = built(name)
     assert not str(module.__file__).endswith(".py"), "the tests are about the compiled module"
-    (found,) = {path for folder in rdsx.__path__ if (path := Path(folder) / f"{name}.pyi").exists()}
+    folders = [str(SOURCE.parent)] if name == "fake_nic" else rdsx.__path__
+    (found,) = {path for folder in folders if (path := Path(folder) / f"{name}.pyi").exists()}
     return ast.parse(found.read_text())
 
 
 def built(name: str) -> ModuleType:
-    return importlib.import_module(f"rdsx.{name}")
+    return load() if name == "fake_nic" else importlib.import_module(f"rdsx.{name}")
 
 
 def is_public(name: str) -> bool:
@@ -178,11 +181,12 @@ def right() -> dict[str, Any]:
     values["wall_clock"] = None
     values |= {"kind": "write", "segments": [(0, 8, 1)], "remote_address": 0, "rkey": 1, "lease": None, "compare_add": 0, "swap": 0}
     values["fence"] = False
-    values |= {"depth": 8, "fd": 0, "available": 1, "send_slots": 8, "receive_slots": 8, "max_inline_bytes": 0, "lkey": 77}
+    values["tos"] = 5
+    values |= {"depth": 8, "fd": 0, "available": 1, "owed": 1, "send_slots": 8, "receive_slots": 8, "max_inline_bytes": 0, "lkey": 77}
     values |= {"send_depth": 8, "receive_depth": 8, "automatic": True, "sink": True}
     values |= {"memory": ctypes.addressof(MEMORY), "memory_bytes": len(MEMORY)}
-    if "_fake_nic" in MODULES:
-        values["nic"] = built("_fake_nic").FakeNic(memory=values["memory"], memory_bytes=values["memory_bytes"])
+    if "fake_nic" in MODULES:
+        values["nic"] = built("fake_nic").FakeNic(memory=values["memory"], memory_bytes=values["memory_bytes"])
     return limits | values | {"path": fast.Path(table, "10.0.0.2", foreign)}
 
 

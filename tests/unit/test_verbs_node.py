@@ -191,3 +191,125 @@ async def test_what_verbs_has_not(clock: MockClock, monkeypatch: pytest.MonkeyPa
             with pytest.raises(OSError, match="use get_mr") as caught:
                 sock.setsockopt(rdsx.SOL_RDS, rdsx.RDS_GET_MR, rdsx.ancillary.GetMrArgs(rdsx.ancillary.IoVec(0, 8), 0, 0).pack())
             assert caught.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize("counting", [(A, B), (A,), ()], ids=["both", "one", "none"])
+async def test_credits_are_counted_where_both_ends_do(counting: tuple[str, ...], clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they say, everything arrives; and a receive ring never runs dry where they are counted, though both send a lot at once."""
+    fabric = Fabric()
+    nodes = [fabric_node(fabric, host, monkeypatch, flow_control=host in counting) for host in (A, B)]
+    async with nodes[0] as a, nodes[1] as b:
+        with await a.bind(4000) as left, await b.bind(4000) as right:
+            await exchange(left, right)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(left.sendmmsg, [(bytes(40000), (B, 4000))] * 40)
+                for _ in range(40):
+                    assert len(await right.recv()) == 40000
+            (pair,) = fabric.pairs
+            ends = [pair, pair.peer]
+            assert [end.rings.credits is not None for end in ends] == [len(counting) == 2] * 2
+            if len(counting) == 2:
+                assert [end.nic.starved for end in ends] == [0, 0]
+            granted = [node.statistics().counters["ib_tx_credit_updates"] for node in (a, b)]
+            assert [count > 0 for count in granted] == [len(counting) == 2] * 2
+
+
+async def test_each_type_of_service_has_a_connection(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for what the peer answers with it; and each comes again when it is lost."""
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
+        with await a.bind(4000) as plain, await a.bind(4001) as urgent, await b.bind(4000) as there, await b.bind(4001) as answers:
+            urgent.set_tos(5)
+            answers.set_tos(5)
+            assert (plain.get_tos(), urgent.get_tos()) == (0, 5)
+            for _ in range(2):
+                await exchange(plain, there)
+                await exchange(urgent, answers)
+                for node in (a, b):
+                    assert sorted((one.peer, one.tos) for one in node.info().connections) == [
+                        (A if node is b else B, 0),
+                        (A if node is b else B, 5),
+                    ]
+                made = fabric.connections
+                fabric.cut()
+                await trio.sleep(3)
+            assert made >= 4
+            assert a.reset_connection(B)
+            await trio.sleep(3)
+            assert [(one.state, one.reconnects > 1) for one in a.statistics().connections] == [("up", True)] * 2
+            await exchange(urgent, answers)
+
+
+async def test_a_type_of_service_is_chosen_once(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
+        with await a.bind(4000) as left, await b.bind(4000) as right:
+            left.set_tos(4)
+            with pytest.raises(OSError, match="it is chosen once") as caught:
+                left.set_tos(5)
+            assert (caught.value.errno, left.get_tos()) == (errno.EINVAL, 4)
+            await right.sendto(b"x", (A, 4000))
+            with pytest.raises(OSError, match="before the first message") as caught:
+                right.set_tos(5)
+            assert (caught.value.errno, right.get_tos()) == (errno.EINVAL, 0)
+
+
+async def test_a_type_of_service_in_the_queues(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a peer is listed with it, can be cancelled and flushed; a peer that nobody needs any more is forgotten."""
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a:
+        with await a.bind(4000) as left, await a.bind(4001) as itself:
+            left.set_tos(7)
+            assert [await left.sendto(b"gone", (B, 4000)) for _ in range(3)] == [4, 4, 4]
+            await trio.sleep(1)
+            assert [(one.tos, one.length) for one in a.info().send_messages] == [(7, 4)] * 3
+            assert left.cancel_sent_to((B, 4000)) == 3
+            with trio.fail_after(1):
+                await left.flush((B, 4000))
+            await trio.sleep(5)
+            assert a.info().connections == ()
+            await left.sendto(b"to ourselves", (A, 4001))  # loopback has no types
+            assert await itself.recv() == b"to ourselves"
+            assert [one.tos for one in a.info().connections] == [0]
+            await left.sendto(b"after all", (B, 4000))
+            async with fabric_node(fabric, B, monkeypatch) as b:
+                with await b.bind(4000) as right:
+                    assert await right.recvfrom() == (b"after all", (A, 4000))
+
+
+async def test_congestion_is_of_the_host(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that came over one connection stops senders on the others, too; and sets them free."""
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch, receive_buffer_bytes=1000) as b:
+        with await a.bind(4000) as plain, await a.bind(4001) as urgent, await b.bind(4000) as right:
+            urgent.set_tos(5)
+            await urgent.sendto(b"", (B, 4000))
+            await right.recv()
+            await plain.sendto(bytes(2000), (B, 4000))
+            await trio.sleep(1)
+            with pytest.raises(rdsx.CongestedError):
+                urgent.sendto_nowait(b"x", (B, 4000))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(urgent.sendto, b"waits", (B, 4000))
+                await trio.sleep(1)
+                assert len(await right.recv()) == 2000
+                assert await right.recv() == b"waits"
+
+
+async def test_connections_are_listed_as_the_kernel_lists_them(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the queue pair has while there is one, and with zeros else."""
+    fabric = Fabric()
+    async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
+        with await a.bind(4000) as left, await a.bind(4001) as urgent, await b.bind(4000) as right:
+            urgent.set_tos(5)
+            await left.sendto(b"x", (B, 4000))
+            await right.recv()
+            assert [(one.peer, one.peer_gid, one.max_send_wr, one.tos) for one in a.info().ib_connections] == [(B, "fe80::2", 64, 0)]
+            await urgent.sendto(b"x", (C, 4000))  # where nobody is
+            assert [(one.peer, one.peer_gid, one.max_send_wr, one.tos) for one in a.info().ib_connections] == [
+                (B, "fe80::2", 64, 0),
+                (C, "::", 0, 5),
+            ]
+            fabric.cut()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [one.peer_gid for one in b.info().ib_connections] == ["::"]

@@ -47,7 +47,7 @@ RETRY_COUNT = (
 RNR_RETRY_COUNT = 7  # for ever: a receive ring that runs dry is no error
 PORT_UNKNOWN = 8  # the CM's reason for a rejection: "invalid service ID", nobody listens
 
-Prepare: TypeAlias = Callable[[QueuePair], None]
+Prepare: TypeAlias = Callable[[QueuePair], int | None]
 Refused: TypeAlias = Callable[[str, str], None]
 
 # What ends a connection, and the name under which that is counted.
@@ -79,7 +79,7 @@ class ConnectionManager:
         self.refused = refused
         self.channel = EventChannel()
         self._port_changed = port_changed
-        self._devices: dict[str, OpenDevice] = {}
+        self._devices: list[OpenDevice] = []  # those that were removed, too
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -91,10 +91,10 @@ class ConnectionManager:
         finally:
             # Whoever holds a connection is being cancelled, too, and its rings must be done before the queue pair goes.
             with trio.move_on_after(CLOSE_S, shield=True):
-                while any(device.in_use for device in self._devices.values()):
+                while any(device.in_use for device in self._devices):
                     await trio.lowlevel.checkpoint()
             self.channel.close()
-            for device in self._devices.values():
+            for device in self._devices:
                 device.close()
 
     def device(self, identifier: Identifier) -> OpenDevice:
@@ -102,11 +102,14 @@ class ConnectionManager:
         name = _bridge.device_name(identifier.pointer)
         if name is None:
             raise OSError(errno.ENODEV, "the RDMA device has gone")
-        if name not in self._devices:
-            self._devices[name] = OpenDevice(name)
-            assert self._nursery is not None
-            self._nursery.start_soon(self._devices[name].watch, self._port_changed)
-        return self._devices[name]
+        for device in self._devices:
+            if device.name == name and not device.is_removed:
+                return device
+        opened = OpenDevice(name)
+        self._devices = [device for device in self._devices if device.in_use or not device.is_removed] + [opened]
+        assert self._nursery is not None
+        self._nursery.start_soon(opened.watch, self._port_changed)
+        return opened
 
     async def listen(self, local: Host) -> Listener:
         """Take requests to this address. OSError with the remedy in its text when that cannot be."""
@@ -116,7 +119,8 @@ class ConnectionManager:
     async def connect(self, local: Host, remote: Host, *, prepare: Prepare, tos: int = 0, ack_seq: int = 0) -> CmConnection:
         """Ask `remote` for a connection.
 
-        `prepare` is called with the queue pair when receives can be posted, and must post them. `ack_seq`: the last sequence number that
+        `prepare` is called with the queue pair when receives can be posted, and must post them; it returns how many of them the other end
+        is to count as credits, 0 or None where they are not counted. `ack_seq`: the last sequence number that
         was received from this peer. OSError if there is no connection now; WireError if the answer is no RDS. Cancelled: there is none, and
         the other end is told so.
         """
@@ -133,8 +137,8 @@ class ConnectionManager:
             device = self.device(identifier)
             pair = device.queue_pair(self.sizes)
             pair.to_init(identifier.cmid)
-            prepare(pair)
-            data = CmData(sender=local.ip, receiver=remote.ip, tos=tos, ack_seq=ack_seq)
+            credit = prepare(pair) or 0
+            data = CmData(sender=local.ip, receiver=remote.ip, tos=tos, ack_seq=ack_seq, credit=credit)
             _bridge.connect(
                 identifier.pointer,
                 pack_cm_data(data),
@@ -265,9 +269,16 @@ class ConnectRequest:
             pair = device.queue_pair(self._manager.sizes)
             pair.to_init(identifier.cmid)
             pair.to_ready(identifier.cmid)
-            prepare(pair)
+            credit = prepare(pair) or 0
             pair.established_early = lambda: notify_established(identifier)
-            data = CmData(sender=self.local.ip, receiver=self.remote.ip, version=self.version, tos=self.data.tos, ack_seq=ack_seq)
+            data = CmData(
+                sender=self.local.ip,
+                receiver=self.remote.ip,
+                version=self.version,
+                tos=self.data.tos,
+                ack_seq=ack_seq,
+                credit=credit,
+            )
             _bridge.accept(
                 identifier.pointer,
                 pack_cm_data(data),
@@ -307,6 +318,8 @@ class CmConnection:
         """Wait until it has ended for the CM; returns the reason, a name to be counted. That the peer is silent the CM does not see."""
         while True:
             event = await self._identifier.next_event()
+            if event.kind == "DEVICE_REMOVAL":
+                self.queue_pair.device.remove()
             if event.kind in ENDINGS:
                 return ENDINGS[event.kind]
 

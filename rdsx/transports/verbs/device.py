@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import ipaddress
 import mmap
 import os
 import weakref
@@ -28,7 +29,7 @@ IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR = 1, 2, 3, 6
 IBV_QP_STATE, IBV_QP_ACCESS_FLAGS, IBV_QP_MIN_RNR_TIMER = 1 << 0, 1 << 3, 1 << 15
 IBV_ACCESS_LOCAL_WRITE, IBV_ACCESS_REMOTE_WRITE, IBV_ACCESS_REMOTE_READ, IBV_ACCESS_REMOTE_ATOMIC = 1, 2, 4, 8
 IBV_ACCESS_ALL = 0b1111
-IBV_EVENT_COMM_EST = 4
+IBV_EVENT_COMM_EST, IBV_EVENT_DEVICE_FATAL = 4, 8
 
 MIN_RNR_TIMER = 10  # 0.32 ms, as rds_rdma; the CM's own 0 means 655 ms for each time that our receive ring runs dry
 MAX_DEPTH = 255  # the CM's fields for the depths have 8 bits
@@ -127,6 +128,15 @@ class QueueSizes:
         return replace(self, send_wr=min(self.send_wr, power), recv_wr=min(self.recv_wr, power))
 
 
+@dataclass(frozen=True, slots=True)
+class PairAddress:
+    """Both ends of a queue pair on the fabric."""
+
+    local_gid: str = "::"
+    peer_gid: str = "::"
+    service_level: int = 0
+
+
 class OpenDevice(Owned):
     """A device, its protection domain, and who is told of its events. Raises OSError if it cannot be opened."""
 
@@ -149,19 +159,35 @@ class OpenDevice(Owned):
                 raise
         self._queue_pairs: dict[int, QueuePair] = {}
         self._memories: dict[DeviceMemory, None] = {}
+        self.is_removed = False
+        self._is_closed = False
 
     async def watch(self, port_changed: PortHandler) -> None:
-        """Take the device's events until cancelled. `port_changed(type, port)` is told what concerns no queue pair."""
-        while True:
-            await trio.lowlevel.wait_readable(self._async_fd)
-            while (event := _bridge.take_async_event(self._pointer)) is not None:
-                kind, qp, port = event
-                if kind in _bridge.QP_EVENTS:
-                    pair = self._queue_pairs.get(qp)
-                    if pair is not None:
-                        pair.event(kind)
-                else:
-                    port_changed(kind, port)
+        """Take the device's events until cancelled, or until it has been removed and closed. `port_changed(type, port)` is told what
+        concerns no queue pair."""
+        with contextlib.suppress(trio.ClosedResourceError):
+            while True:
+                await trio.lowlevel.wait_readable(self._async_fd)
+                while (event := _bridge.take_async_event(self._pointer)) is not None:
+                    self._happened(*event, port_changed)
+                    if self._is_closed:
+                        return
+
+    def _happened(self, kind: int, qp: int, port: int, port_changed: PortHandler) -> None:
+        if kind in _bridge.QP_EVENTS:
+            pair = self._queue_pairs.get(qp)
+            if pair is not None:
+                pair.event(kind)
+            return
+        port_changed(kind, port)
+        if kind == IBV_EVENT_DEVICE_FATAL:
+            self.remove()
+
+    def remove(self) -> None:
+        """The device goes, or has failed for good: let go of it as soon as its last queue pair has. If it comes back it is another one."""
+        self.is_removed = True
+        if not self.in_use:
+            self.close()
 
     def queue_pair(self, sizes: QueueSizes) -> QueuePair:
         """A new one in state RESET, no larger than the device can have it. OSError if it gives none."""
@@ -210,11 +236,14 @@ class OpenDevice(Owned):
 
     def forget(self, pair: QueuePair) -> None:
         self._queue_pairs.pop(pair.pointer, None)
+        if self.is_removed and not self.in_use:
+            self.close()
 
     def close(self) -> None:
         """Close it and what is left on it. Twice is harmless."""
-        if not self.is_ours:
+        if self._is_closed or not self.is_ours:
             return
+        self._is_closed = True
         for pair in list(self._queue_pairs.values()):
             pair.close()
         for memory in list(self._memories):
@@ -289,6 +318,7 @@ class QueuePair(Owned):
             undo.callback(self.qp.close)
             self.pointer = _bridge.qp_pointer(self.qp, self.send_cq, self.recv_cq)
             self._closing = undo.pop_all()
+        self.address = PairAddress()
         self.inline_bytes = int(attributes.max_inline_data)
         self.number = int(self.qp.qp_num)
         self.is_closed = False
@@ -321,10 +351,12 @@ class QueuePair(Owned):
         if self.is_closed or not self.is_ours:
             return
         self.is_closed = True
-        self.device.forget(self)
         trio.lowlevel.notify_closing(self.comp_fd)
-        with translated("the queue pair cannot be closed"), self._closing:
-            self.to_error()
+        try:
+            with translated("the queue pair cannot be closed"), self._closing:
+                self.to_error()
+        finally:
+            self.device.forget(self)
 
     def _modify(self, cmid: Any, state: int) -> None:
         with translated(f"the queue pair does not reach state {state}"):
@@ -335,4 +367,18 @@ class QueuePair(Owned):
             elif state == IBV_QPS_RTR:
                 attributes.min_rnr_timer = MIN_RNR_TIMER
                 mask |= IBV_QP_MIN_RNR_TIMER
+                self.address = self._address_of(attributes)
             self.qp.modify(attributes, mask)
+
+    def _address_of(self, attributes: Any) -> PairAddress:
+        """Where the CM has found the other end. Within one InfiniBand subnet packets carry no GIDs, and the CM tells none."""
+        route = attributes.ah_attr
+        if not route.is_global:
+            return PairAddress(service_level=int(route.sl))
+        local = self.device.context.query_gid(route.port_num, route.sgid_index)
+        return PairAddress(parse_gid(local), parse_gid(route.dgid), int(route.sl))
+
+
+def parse_gid(gid: Any) -> str:
+    """As ipaddress writes it; pyverbs prints all its zeros."""
+    return str(ipaddress.IPv6Address(str(gid)))

@@ -25,6 +25,7 @@ from rdsx.transports.local import watch_addresses
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
 from rdsx.transports.verbs.device import OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
+from rdsx.wire.info import IbConnectionInfo
 
 __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
 
@@ -35,14 +36,16 @@ IBV_ACCESS_LOCAL_WRITE = 1
 
 
 class RingMemory:
-    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted."""
+    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted; returns the
+    credits to announce."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, flow_control: bool) -> None:
         self.rings: Rings | None = None
         self._path = path
+        self._flow_control = flow_control
         self._closing = contextlib.ExitStack()
 
-    def __call__(self, pair: QueuePair) -> None:
+    def __call__(self, pair: QueuePair) -> int:
         from pyverbs.mr import MR
 
         size = ring_bytes(pair.sizes.send_wr, pair.sizes.recv_wr)
@@ -65,6 +68,7 @@ class RingMemory:
             max_inline_bytes=pair.inline_bytes,
         )
         self.rings.post_receives()
+        return self.rings.offer_credits() if self._flow_control else 0
 
     def close(self) -> None:
         """The queue pair must be closed. Twice is harmless."""
@@ -76,8 +80,12 @@ class VerbsConnection:
     """See `transports.verbs.link.Connected`. Owns the CM's connection and the rings' memory."""
 
     def __init__(self, connection: CmConnection, memory: RingMemory) -> None:
+        assert memory.rings is not None
         self._connection = connection
         self._memory = memory
+        self._rings = memory.rings
+        if self._rings.offered and connection.peer_data.credit:
+            self._rings.use_credits(connection.peer_data.credit)
 
     async def wait_ended(self) -> str:
         return await self._connection.wait_ended()
@@ -95,30 +103,39 @@ class VerbsConnection:
     def device(self) -> OpenDevice:
         return self._connection.queue_pair.device
 
+    def info(self) -> IbConnectionInfo:
+        """What RDS_INFO says of a connection of the kernel's. Of memory registrations and caches there is nothing to say."""
+        path, pair = self._rings.path, self._connection.queue_pair
+        return IbConnectionInfo(
+            local=path.table.host,
+            peer=path.host,
+            local_gid=pair.address.local_gid,
+            peer_gid=pair.address.peer_gid,
+            max_send_wr=pair.sizes.send_wr,
+            max_recv_wr=pair.sizes.recv_wr,
+            max_send_sge=pair.sizes.send_sge,
+            rdma_mr_max=0,
+            rdma_mr_size=0,
+            tos=path.tos,
+            service_level=pair.address.service_level,
+            cache_allocs=0,
+        )
+
     def link(self, owner: LinkOwner, config: NodeConfig) -> VerbsLink:
         """The link over it, which owns it from now on."""
-        assert self._memory.rings is not None
         descriptor = self._connection.queue_pair.comp_fd
-        return VerbsLink(self, self._memory.rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s)
+        return VerbsLink(self, self._rings, descriptor, owner, hello_timeout_s=config.hello_timeout_s)
 
 
 class VerbsListener:
     """See `transports.base.Listener`; what it gives is to be accepted with `VerbsNetwork.accept()`, or closed."""
 
-    def __init__(self, listener: Listener, network: VerbsNetwork) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._network = network
 
     async def accept(self) -> tuple[ConnectRequest, Host]:
-        while True:
-            request = await self._listener.accept()
-            if not request.data.tos:
-                return request, request.remote
-            # It would be a second connection to the same peer, which the engine does not have.
-            request.close()
-            self._network.refused(
-                "type_of_service", f"{request.local.key}: {request.remote.key} asks for type of service {request.data.tos}"
-            )
+        request = await self._listener.accept()
+        return request, request.remote
 
     @property
     def device(self) -> OpenDevice:
@@ -154,7 +171,7 @@ class VerbsNetwork:
 
     async def listen(self, local: Host, port: int) -> VerbsListener:
         """Take requests. `port` is of TCP: RDS over RDMA has ports of its own, the same everywhere."""
-        listener = self._listeners[local.key] = VerbsListener(await self.manager.listen(local), self)
+        listener = self._listeners[local.key] = VerbsListener(await self.manager.listen(local))
         return listener
 
     def device(self, local: Host) -> OpenDevice:
@@ -170,17 +187,18 @@ class VerbsNetwork:
         self._listeners[local].reopen()
 
     async def connect(self, local: Host, remote: Host, path: Path) -> VerbsConnection:
-        """Ask for a connection that carries `path`. OSError, WireError and cancellation as `ConnectionManager.connect()`."""
-        memory = RingMemory(path)
+        """Ask for a connection that carries `path`, of its type of service. OSError, WireError and cancellation as
+        `ConnectionManager.connect()`."""
+        memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
-            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory), memory)
+            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory, tos=path.tos), memory)
         except BaseException:
             memory.close()
             raise
 
     async def accept(self, request: ConnectRequest, path: Path) -> VerbsConnection:
         """Grant a request, for `path`. OSError and cancellation as `ConnectRequest.accept()`."""
-        memory = RingMemory(path)
+        memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
             return VerbsConnection(await request.accept(prepare=memory), memory)
         except BaseException:

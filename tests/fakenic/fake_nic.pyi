@@ -1,4 +1,4 @@
-"""The contract of `_fake_nic` as Python sees it. For tests and benchmarks; absent where `_rings` is."""
+"""The contract of `fake_nic` as Python sees it. For tests and benchmarks; see `fakenic` for when there is one."""
 
 from typing import final
 
