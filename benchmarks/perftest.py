@@ -1,5 +1,5 @@
-"""One measurement by the programs of perftest: `ib_send_bw` one way, `ib_send_lat` there and back. Owns their processes and reads what they
-print; Debian has them in the package perftest.
+"""One measurement by the programs of perftest: `ib_send_bw`, `ib_write_bw` one way, `ib_send_lat` there and back. Owns their processes and
+reads what they print; Debian has them in the package perftest.
 
 They move buffers, not messages: nobody looks at what arrives, and nothing is copied.
 """
@@ -22,6 +22,7 @@ from benchmarks.scenarios import Case
 
 __all__ = ["measure", "parse_bandwidth", "parse_latency"]
 
+PROGRAMS = {"ping-pong": "ib_send_lat", "writes": "ib_write_bw"}
 HEADER_BYTES, FRAGMENT_BYTES = 48, 4096  # of a frame of RDS
 FEWEST = 5  # messages that these programs agree to send
 FIRST_MESSAGES, FIRST_BYTES = 256, 4 << 20  # of the first run, at most
@@ -41,8 +42,9 @@ ROW = re.compile(r"^ (\d+) +(\d+) +(.+)$", re.MULTILINE)
 async def measure(backend: Backend, case: Case, plan: Plan) -> Measurement:
     """One round of one cell. Raises BenchmarkError."""
     is_latency = case.scenario.pattern == "ping-pong"
+    program = PROGRAMS.get(case.scenario.pattern, "ib_send_bw")
     size, per_message = frames_of(case.size) if backend.tool == "frames" else (case.size, 1)
-    arguments = ["ib_send_lat" if is_latency else "ib_send_bw", "-F", "-s", str(size), *(["-e"] if backend.tool == "events" else [])]
+    arguments = [program, "-F", "-s", str(size), *(["-e"] if backend.tool == "events" else [])]
     count = max(FEWEST, plan.messages * per_message or min(FIRST_MESSAGES, FIRST_BYTES // size))
     for _ in range(MOST_RUNS):
         cpu_s, text = await run_both(arguments, count)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 __all__ = ["SCENARIOS", "SIZES", "Case", "Job", "Scenario"]
 
-Pattern = Literal["one-way", "both-ways", "ping-pong"]
+Pattern = Literal["one-way", "both-ways", "ping-pong", "writes"]
 Role = Literal["left", "right", "both"]
 
 SIZES = (8, 64, 1024, 8192, 65536, 1048576)
@@ -113,6 +113,13 @@ SCENARIOS = {
     for scenario in (
         Scenario(name="stream", summary="one sender, one receiver, batches where there are any", sizes=(64, 65536, 1048576)),
         Scenario(name="stream-single", summary="one sender, one receiver, one call for each message", batched=False),
+        Scenario(
+            name="rdma-write",
+            summary="one writes into the other's memory, 16 writes under way, an empty message behind each",
+            pattern="writes",
+            batched=False,
+            sizes=(1048576,),
+        ),
         Scenario(name="ping-pong", summary="one message there and back", pattern="ping-pong", batched=False),
         Scenario(name="fan-in", summary="16 peers send to one socket", left_peers=16),
         Scenario(name="fan-out", summary="one socket sends to 16 peers in turn", right_peers=16),

@@ -25,7 +25,7 @@ __all__ = ["command", "run_over_rdma"]
 
 BASELINE = "perftest"
 MEASURED = [name for name, backend in BACKENDS.items() if backend.guest == "rdma"]
-SCENARIO_NAMES = ("stream", "ping-pong")
+SCENARIO_NAMES = ("stream", "ping-pong", "rdma-write")
 SIZES = (8, 4096, 65536, 1048576)
 CPUS = 2
 

@@ -71,7 +71,7 @@ BACKENDS = {
             name="rdsx-tcp",
             summary="rdsx, one node in each process",
             transport="tcp",
-            scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "idle-sockets", "idle-peers"),
+            scenarios=(*EVERY_STREAM, "all-to-all", "sockets", "idle-sockets", "idle-peers", "rdma-write"),
         ),
         ours(
             name="rdsx-loop",
@@ -106,7 +106,7 @@ BACKENDS = {
             summary="rdsx over RDMA, socket buffers of 4 MiB",
             transport="verbs",
             buffer_bytes=4 << 20,
-            scenarios=("stream", "stream-single", "ping-pong"),
+            scenarios=("stream", "stream-single", "ping-pong", "rdma-write"),
             guest="rdma",
         ),
         ours(
@@ -123,7 +123,7 @@ BACKENDS = {
             summary="the kernel's AF_RDS behind the same calls, over its rds_rdma, socket buffers of 4 MiB",
             transport="kernel",
             buffer_bytes=4 << 20,
-            scenarios=("stream", "stream-single", "ping-pong"),
+            scenarios=("stream", "stream-single", "ping-pong", "rdma-write"),
             guest="rdma",
             kernel_module="rds_rdma",
         ),
@@ -138,9 +138,9 @@ BACKENDS = {
         ),
         Backend(
             name="perftest",
-            summary="ib_send_bw and ib_send_lat, busy polling",
+            summary="ib_send_bw, ib_write_bw and ib_send_lat, busy polling",
             tool="poll",
-            scenarios=("stream", "ping-pong"),
+            scenarios=("stream", "ping-pong", "rdma-write"),
             guest="rdma",
         ),
         Backend(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import cycle, islice
 
@@ -29,6 +30,7 @@ __all__ = ["Side"]
 FIRST_PORT = 4000  # RDS port of a peer's first socket
 IDLE_PORT = 3999  # where idle peers have said hello
 BUFFERED_MESSAGES = 8
+WRITES_UNDER_WAY = 16
 Address = tuple[str, int]
 
 
@@ -52,6 +54,8 @@ class Side(BaseSide):
         self._tasks: trio.Nursery | None = None
         self._wanted = 0
         self._arrived = trio.Event()
+        self._memory = bytearray(self.payload)  # written from, or into
+        self._cookie = 0
 
     @contextlib.asynccontextmanager
     async def opened(self, ready: Callable[[], None]) -> AsyncIterator[None]:
@@ -110,6 +114,8 @@ class Side(BaseSide):
     async def send(self, count: int) -> None:
         shares = [count // len(self._senders) + (index < count % len(self._senders)) for index in range(len(self._senders))]
         send = self._send_batches if self.scenario.batched else self._send_each
+        if self.scenario.pattern == "writes":
+            send = self._write_each
         if len(shares) == 1:
             await send(self._senders[0], count)
             return
@@ -143,14 +149,43 @@ class Side(BaseSide):
         for _ in range(count):
             await sock.sendto(payload, address)
 
+    async def _write_each(self, sock: rdsx.RdsSocket, count: int) -> None:
+        (address,) = self._destinations()
+        under_way: deque[rdsx.RdmaOperation] = deque()
+        for _ in range(count):
+            if len(under_way) == WRITES_UNDER_WAY:
+                await self._written(under_way.popleft())
+            under_way.append(await sock.rdma_write(self._memory, self._cookie, address))
+        for operation in under_way:
+            await self._written(operation)
+
+    async def _written(self, operation: rdsx.RdmaOperation) -> None:
+        if await operation.wait() is not rdsx.RdmaOutcome.SUCCESS:
+            raise RuntimeError(f"a write was not done: {operation!r}")
+
     # -- receiving
 
     async def prepare(self) -> None:
+        if self.scenario.pattern == "writes":
+            await self._exchange_cookie()
         if len(self._receivers) > 1:
             assert self._tasks is not None
             for sock in self._receivers:
                 self._tasks.start_soon(self._keep_receiving, sock)
             await trio.sleep(0.1)  # until all of them wait
+
+    async def _exchange_cookie(self) -> None:
+        if self.job.is_left:
+            sock, (address,) = self._senders[0], self._destinations()
+            await sock.sendto(b"", address)
+            self._cookie = int.from_bytes(await sock.recv(), "big")
+            if self._transport == "verbs":
+                await sock.get_mr(self._memory, address)  # once, instead of for each write
+        else:
+            sock = self._receivers[0]
+            _, address = await sock.recvfrom()
+            cookie = await sock.get_mr(self._memory, address)
+            await sock.sendto(cookie.to_bytes(8, "big"), address)
 
     async def receive(self, count: int) -> None:
         if len(self._receivers) > 1:
@@ -190,7 +225,7 @@ class Side(BaseSide):
             data, _ = await sock.recvfrom()
             total += len(data)
         self.messages += count
-        self.bytes += total
+        self.bytes += total + count * self.case.size * (self.scenario.pattern == "writes")
 
     # -- ping-pong
 
