@@ -349,6 +349,7 @@ def test_a_capability_is_lost(make_cluster: Callable[..., Cluster], capability: 
     cluster.start_agents()
     host, agent = cluster.hosts["h1"], cluster.agents["h1"]
     agent.send(drop=capability)
+    agent.wait_for(lambda message: message["event"] == "obeyed")
     host.cut("p0")
     agent.wait_for(lambda message: message["event"] == "PortDown")
     if capability == "CAP_NET_RAW":  # the announcement's socket was made when we had it: it goes on working
