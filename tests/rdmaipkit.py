@@ -82,10 +82,13 @@ class FakeHost:
         self.reports.append(AddressFact(ip, port, prefix, True, mark))
 
     def take(self, ip: str, port: str, prefix: int) -> None:
-        """Somebody takes an address away."""
+        """Somebody takes an address away. With its last IPv4 address a port loses its routes, in all tables."""
         del self.addresses[ip, port, prefix]
         self.failed.discard((ip, port, prefix))
         self.reports.append(AddressFact(ip, port, prefix, False))
+        if ":" not in ip and not any(":" not in other and at == port for other, at, _ in self.addresses):
+            self.routes.discard(port)
+            self.reports.append(RouteFact(port, False))
 
     # -- what the agent does with it
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from rdsx.moves import AddressChange, NeighbourChange
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
+from rdsx.rdmaip.agent import Agent, MissingCapabilityError
+from rdsx.rdmaip.backend import read_snapshot
+from rdsx.rdmaip.balance import GroupAddress, addresses, pick_local
 from rdsx.rdmaip.config import Config, ConfigError, Group, ManagedAddress, Probe, parse_config
+from rdsx.rdmaip.control_client import ControlError
 from rdsx.rdmaip.events import (
     Barred,
     Conflict,
@@ -41,14 +45,21 @@ from rdsx.rdmaip.facts import (
     Trigger,
     Undrain,
 )
+from rdsx.rdmaip.lock import AgentRunningError
+from rdsx.rdmaip.plan import Plan, Step, make_plan
 from rdsx.rdmaip.policy import CommandError, Policy
+from rdsx.rdmaip.status import AddressStatus, LayerStatus, PastEvent, PortStatus, Status, status_of
 from rdsx.rdmaip.watcher import Watch, watch
+from rdsx.rdmaip.wording import describe_action, describe_event
 
 __all__ = [
     "Action",
     "AddAddress",
     "AddressChange",
     "AddressFact",
+    "AddressStatus",
+    "Agent",
+    "AgentRunningError",
     "Announce",
     "Barred",
     "ClockFact",
@@ -57,6 +68,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Conflict",
+    "ControlError",
     "Crippled",
     "Drain",
     "EnsureRoutes",
@@ -64,20 +76,26 @@ __all__ = [
     "Fact",
     "Failback",
     "Group",
+    "GroupAddress",
     "HardwareFact",
     "HoldExtended",
     "Layer",
+    "LayerStatus",
     "LinkFact",
     "LinkType",
     "ManagedAddress",
+    "MissingCapabilityError",
     "Move",
     "Moved",
     "NeighbourChange",
     "NeighbourConflict",
     "Parked",
+    "PastEvent",
     "PathFact",
+    "Plan",
     "Policy",
     "PortDown",
+    "PortStatus",
     "PortUp",
     "Probe",
     "Reason",
@@ -89,11 +107,20 @@ __all__ = [
     "RuleFact",
     "Settled",
     "Snapshot",
+    "Status",
+    "Step",
     "SwitchRule",
     "Trigger",
     "Undrain",
     "Unparked",
     "Watch",
+    "addresses",
+    "describe_action",
+    "describe_event",
+    "make_plan",
     "parse_config",
+    "pick_local",
+    "read_snapshot",
+    "status_of",
     "watch",
 ]

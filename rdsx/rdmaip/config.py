@@ -151,7 +151,7 @@ class Config:
     failover_delay_ms: int = 0
     """How long a link must be lost before its addresses move; for links that blink."""
     failback: str = "auto"
-    """Whether addresses go home: by themselves, "never", or "manual": when an operator says so."""
+    """Whether addresses go home: by themselves, when an operator says so ("manual"), or "never": only by `Move`."""
     failback_hold_s: float | None = None
     """How long a port must be usable before its addresses come home. None: 10, on RoCE 20, as in Oracle's module."""
     hold_max_s: float = 300

@@ -149,7 +149,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Failback:
-    """An operator wants an address home now; all addresses for None. Ends what `Move` asked for."""
+    """An operator wants an address home now; all addresses for None. Ends what `Move` asked for, and a conflict.
+
+    With `failback = "never"` it does no more than end these.
+    """
 
     ip: str | None = None
 

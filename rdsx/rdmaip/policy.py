@@ -363,7 +363,7 @@ class Policy:
             case Failback():
                 for address in self.addresses.values() if command.ip is None else [self._managed(command.ip)]:
                     address.pin = None
-                    address.asked = True
+                    address.asked = self.config.failback != "never"
                     address.forgive()
             case Drain() | Undrain():
                 self._port(command.port).set_layer(Layer.ENABLED, isinstance(command, Undrain), self.now_s)

@@ -6,7 +6,7 @@ Instants are given as ages in seconds, because the policy's clock means nothing 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rdsx.rdmaip.address import Address
 from rdsx.rdmaip.events import Layer
@@ -15,7 +15,10 @@ from rdsx.rdmaip.policy import Policy
 from rdsx.rdmaip.port import Port
 from rdsx.rdmaip.wording import describe_event
 
-__all__ = ["AddressStatus", "LayerStatus", "PastEvent", "PortStatus", "Status", "status_of"]
+__all__ = ["AddressStatus", "LayerStatus", "PastEvent", "PortStatus", "State", "Status", "status_of"]
+
+
+State = Literal["home", "guest", "moving", "parked", "absent", "left alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,13 @@ class PortStatus:
 
 @dataclass(frozen=True, slots=True)
 class AddressStatus:
-    """One address. `state`: home, guest, moving, parked, absent, or left alone; `why` explains the last four."""
+    """One address. `why` explains every state but home and guest."""
 
     ip: str
     group: str
     home: str
     ports: tuple[str, ...]
-    state: str
+    state: State
     why: str
     pinned_to: str | None
     for_s: float | None
@@ -131,7 +134,7 @@ def address_status(policy: Policy, address: Address, now_s: float) -> AddressSta
     )
 
 
-def standing_of(policy: Policy, address: Address) -> tuple[str, str]:
+def standing_of(policy: Policy, address: Address) -> tuple[State, str]:
     """State and explanation."""
     verdict = policy.verdicts.get(address.ip)
     if verdict is None:

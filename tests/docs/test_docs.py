@@ -17,19 +17,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import contractkit
 import rdsx
+import rdsx.cli.rdmaip
 import rdsx.diagnosis
+import rdsx.rdmaip
 import rdsx.testing
 import rdsx.transports.capture
 from apikit import free_tcp_port
 from rdsx import ancillary, constants
 from rdsx._fast import COUNTER_NAMES
 from rdsx.engine.states import diagram
+from rdsx.rdmaip.config import CHOICES, RANGES
+from rdsx.rdmaip.status import State
 from rdsx.transports.stream import REASONS
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +246,8 @@ def test_counters_are_complete() -> None:
 
 API = DOCS / "api.md"
 CALLS_API = DOCS / "api-calls.md"
+RDMAIP_API = DOCS / "api-rdmaip.md"
+RDMAIP = DOCS / "rdmaip.md"
 
 
 def signature(name: str, function: Any, *, is_method: bool) -> str:
@@ -256,7 +262,8 @@ def signature(name: str, function: Any, *, is_method: bool) -> str:
 
 
 def page_of(module: str) -> Path:
-    return CALLS_API if module.startswith("rdsx.calls") else API
+    pages = {"rdsx.calls": CALLS_API, "rdsx.rdmaip": RDMAIP_API}
+    return next((page for name, page in pages.items() if module.startswith(name)), API)
 
 
 @pytest.mark.parametrize("cls", [rdsx.Node, rdsx.RdsSocket, rdsx.calls.Courier, rdsx.calls.PendingCall], ids=lambda cls: cls.__name__)
@@ -293,7 +300,7 @@ def test_public_names_are_complete() -> None:
     assert signature("open_node", rdsx.open_node, is_method=False) in quoted(section(API, "`rdsx`"))
 
 
-PUBLIC_MODULES = [rdsx.errors, ancillary, rdsx.calls, rdsx.diagnosis, rdsx.testing, rdsx.transports.capture]
+PUBLIC_MODULES = [rdsx.errors, ancillary, rdsx.calls, rdsx.diagnosis, rdsx.rdmaip, rdsx.testing, rdsx.transports.capture]
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
@@ -334,6 +341,67 @@ def test_constants_are_complete() -> None:
 def test_faults_are_complete() -> None:
     documented = {cell for cell in first_cells(section(DOCS / "testing.md", "Faults")) if "=" in cell and "(" not in cell}
     assert documented == {f"{field.name}={field.default!r}" for field in dataclasses.fields(rdsx.testing.Faults)}
+
+
+# -- docs/rdmaip.md
+
+
+def test_settings_of_rdmaip_are_complete() -> None:
+    """With default and range, as the code has them."""
+    rows = [line.strip("| ").split(" | ") for line in section(RDMAIP, "Settings").splitlines() if line.startswith("| `")]
+    settings = {row[0].strip("`"): row[1] for row in rows if "=" in row[0]}
+    assert set(settings) == {f"{each.name}={each.default!r}" for each in dataclasses.fields(rdsx.rdmaip.Config) if each.name != "groups"}
+    for name, said in settings.items():
+        key = name.partition("=")[0]
+        if key in CHOICES:
+            assert said == ", ".join(CHOICES[key])
+        elif key in RANGES:
+            low, high = RANGES[key]
+            assert said.endswith(f"{low}..{high}"), key
+    text = section(RDMAIP, "Settings")
+    for key in ("interval_ms", "misses"):
+        assert f"`{key}` is {RANGES[key][0]}..{RANGES[key][1]}" in text
+
+
+def test_settings_of_groups_are_complete() -> None:
+    """Each one that the page has is taken, and the file takes no other."""
+    with pytest.raises(rdsx.rdmaip.ConfigError) as caught:
+        rdsx.rdmaip.parse_config("[[group]]\nxyz = 1")
+    known = str(caught.value).partition("known are ")[2].split(", ")
+    rows = {cell for cell in first_cells(section(RDMAIP, "Settings")) if "=" not in cell}
+    assert rows == set(known)
+
+
+def test_the_configuration_in_the_page_is_one() -> None:
+    (text,) = blocks(RDMAIP, "toml")
+    assert len(rdsx.rdmaip.parse_config(text).addresses) == 3
+    (program,) = blocks(RDMAIP, "python")
+    compile(program, "program", "exec")
+
+
+def test_layers_and_states_are_complete() -> None:
+    rows = list(first_cells(section(RDMAIP, "States")))
+    assert rows[: len(rdsx.rdmaip.Layer)] == [layer.value for layer in rdsx.rdmaip.Layer]
+    assert tuple(rows[len(rdsx.rdmaip.Layer) :]) == get_args(State)
+
+
+def test_commands_of_rdmaip_are_complete() -> None:
+    named = {cell.split()[0] for cell in first_cells(section(RDMAIP, "Commands"))}
+    assert named == set(rdsx.cli.rdmaip.COMMANDS)
+
+
+def test_metrics_are_complete() -> None:
+    source = (ROOT / "rdsx/rdmaip/metrics.py").read_text()
+    named = {f"rdsx_rdmaip_{name}" for name in re.findall(r'\{PREFIX\}_(\w+)"', source)}
+    assert set(first_cells(section(RDMAIP, "Control socket, log and metrics"))) == named
+
+
+def test_methods_of_policy_and_agent_are_complete() -> None:
+    for cls in (rdsx.rdmaip.Policy, rdsx.rdmaip.Agent):
+        documented = {re.sub(r"^await |\(.*", "", cell) for cell in first_cells(section(RDMAIP_API, f"`{cls.__name__}`"))}
+        assert documented <= {name for name in vars(cls) if not name.startswith("_")}
+        if cls is rdsx.rdmaip.Agent:
+            assert documented == {name for name in vars(cls) if not name.startswith("_")} - {"report"}
 
 
 # -- docs/contract.md

@@ -11,17 +11,23 @@ from rdsx.rdmaip.config import Config, ConfigError, parse_config
 from rdsx.rdmaip.facts import Snapshot
 from rdsx.rdmaip.snapshot_file import parse_snapshot
 
-__all__ = ["file_argument", "live_snapshot", "read_config", "read_state"]
+__all__ = ["ConfigFileError", "file_argument", "live_snapshot", "read_config", "read_state"]
 
 file_argument = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 
 
+class ConfigFileError(CliError):
+    """The configuration file is wrong: starting again does not help, and the exit status says so (EX_CONFIG of sysexits.h)."""
+
+    exit_code = 78
+
+
 def read_config(path: Path) -> Config:
-    """Raises CliError naming file, line and setting."""
+    """Raises CliError, for a wrong file ConfigFileError naming file, line and setting."""
     try:
         return parse_config(read_text(path), str(path))
     except ConfigError as error:
-        raise CliError(str(error)) from error
+        raise ConfigFileError(str(error)) from error
 
 
 def read_state(path: Path) -> Snapshot:
