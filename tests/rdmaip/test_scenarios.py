@@ -437,5 +437,9 @@ def test_the_agent_ends(make_cluster: Callable[..., Cluster], on_exit: str) -> N
 
 
 def settings(host: Host) -> list[str]:
+    """What an agent changes besides addresses: sysctls, rules, tables."""
+    tables = [host.ip_output(f"{family} {what}") for family in ("-4", "-6") for what in ("rule show", "route show table all proto 189")]
     with host.inside():
-        return [Path(f"/proc/sys/net/ipv4/conf/p0/{name}").read_text() for name in ("arp_ignore", "arp_announce", "promote_secondaries")]
+        return tables + [
+            Path(f"/proc/sys/net/ipv4/conf/p0/{name}").read_text() for name in ("arp_ignore", "arp_announce", "promote_secondaries")
+        ]
