@@ -62,6 +62,7 @@ __all__ = ["CommandError", "Policy"]
 
 RESYNC_S = 60.0  # everything is read back so often, to heal what was missed
 HISTORY = 20  # events that `status` shows
+UNTAKEN = 10_000  # events that nobody has taken; of more the oldest are forgotten
 CONFLICT_QUIET_S = 60.0  # between two reports that somebody claims the same address
 
 REASONS = {
@@ -92,6 +93,7 @@ class Policy:
     def __init__(self, config: Config, now_s: float) -> None:
         """Raises ValueError for a configuration that leaves addresses to be discovered (`Config.discovered`)."""
         self.now_s = now_s
+        self.concluded_s = now_s  # up to when everything that is due has been looked at
         self.boot_s = -inf  # until when addresses do not go home; known with the first snapshot
         self.wall_offset_s: float | None = None
         self.ports: dict[str, Port] = {}
@@ -106,7 +108,7 @@ class Policy:
         self.crippled: Crippled | None = None
         self.resync_s = inf  # when to read everything back
         self.conflicts_s: dict[str, float] = {}
-        self.events: deque[Event] = deque()
+        self.events: deque[Event] = deque(maxlen=UNTAKEN)
         self.history: deque[Event] = deque(maxlen=HISTORY)
         self.done_actions: Counter[str] = Counter()  # by kind
         self.refused_actions: Counter[str] = Counter()
@@ -178,7 +180,7 @@ class Policy:
         self._conclude()
 
     def poll_event(self) -> Event | None:
-        """The oldest event that was not taken yet, or None."""
+        """The oldest event that was not taken yet, or None. Of more than 10,000 the oldest are lost."""
         if not self.events:
             return None
         event = self.events.popleft()
@@ -189,12 +191,12 @@ class Policy:
         """When to call `handle_timeout` if no fact comes before; None: not at all."""
         if not self.started or self.crippled:
             return None
-        instants = [self.resync_s, self.echoes.next_s(), self.retries.next_s(self.now_s)]
+        instants = [self.resync_s, self.echoes.next_s(), self.retries.next_s(self.concluded_s)]
         instants += [port.deadline_s() for port in self.ports.values()]
         for address in self.addresses.values():
             instants += [*address.announce_s[:1], address.put_back_s, address.moved_s + self.config.min_stay_s]
         # What was due already has been done, or waits for a fact or for a retry.
-        first_s = min((each for each in instants if each > self.now_s), default=inf)
+        first_s = min((each for each in instants if each > self.concluded_s), default=inf)
         return None if first_s == inf else first_s
 
     def handle_timeout(self, now_s: float) -> None:
@@ -425,6 +427,7 @@ class Policy:
 
     def _conclude(self) -> None:
         """Bring everything that follows from facts and time up to date."""
+        self.concluded_s = self.now_s
         for port in self.ports.values():
             events = port.update(self.now_s, self.boot_s, self.wall_offset_s)
             self.events += events

@@ -13,7 +13,7 @@ import pytest
 from rdmaipexplore import Bounds, Violated, explore
 from rdmaipmutants import MUTANTS, Mutant
 
-STATES = int(os.environ.get("RDSX_STATES", "600"))  # of each host that is too large to see all of it; 100,000 take minutes
+STATES = int(os.environ.get("RDSX_STATES", "400"))  # of each host that is too large to see all of it; 100,000 take minutes
 COMPLETE = {
     "one port, two addresses": Bounds(ports=1, addresses=2, kills=1),
     "two ports, one address": Bounds(ports=2, addresses=1),
