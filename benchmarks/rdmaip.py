@@ -95,8 +95,9 @@ def play(family: str, rounds: int, case: Callable[[Any, str], dict[str, float]])
 def traffic(family: str) -> Iterator[Any]:
     """Two hosts with an address each, at home on the first port, with agents that fail back soon."""
     from rdmaip.cluster import open_cluster
+    from rdmaip.zygote import Zygote
 
-    with open_cluster(["h1", "h2"], families=[family], at=["p0"]) as cluster:
+    with Zygote() as zygote, open_cluster(zygote, ["h1", "h2"], families=[family], at=["p0"]) as cluster:
         cluster.start_agents(hold_max_s=0.3)
         cluster.start_traffic(INTERVAL_S)
         yield cluster

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf
 
+from rdsx.rdmaip.actions import Action
 from rdsx.rdmaip.config import ManagedAddress
 from rdsx.rdmaip.events import Reason
 
@@ -60,6 +61,8 @@ class Address:
         self.removals_s: deque[float] = deque(maxlen=len(PUT_BACK_DELAYS_S) + 1)  # by somebody else
         self.put_back_s = -inf  # not before
         self.hands_off = ""  # why it is not managed for now
+        self.step: Action | None = None  # the next one of its move
+        self.is_urgent = False  # whether that comes before others
 
     @property
     def ip(self) -> str:

@@ -74,6 +74,7 @@ class Neighbourhood:
     async def _probe(self, group: Group, probe: Probe) -> None:
         prober = self._probers[group.name]
         targets = [ipaddress.ip_address(text) for text in probe.targets]
+        interval_s = probe.interval_ms / 1000
         next_s = trio.current_time()
         while True:
             self._take()  # an answer that came while others had their turn is no miss
@@ -84,8 +85,9 @@ class Neighbourhood:
             for port in connected:
                 for target in targets:
                     self._ask(port, target)
-            # After a pause of ours, no burst of ticks: they would count as misses.
-            next_s = max(next_s + probe.interval_ms / 1000, trio.current_time())
+            next_s += interval_s
+            if next_s <= trio.current_time():
+                next_s = trio.current_time() + interval_s  # after a pause of ours every probe still has an interval to be answered in
             await trio.sleep_until(next_s)
 
     def _ask(self, port: str, target: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:

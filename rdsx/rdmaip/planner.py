@@ -33,12 +33,13 @@ def next_step(policy: Policy, address: Address) -> Action | None:
 
 def next_announcement(policy: Policy, address: Address) -> Action | None:
     """An announcement that is due."""
+    if not address.announce_s or address.announce_s[0] > policy.now_s:
+        return None
     verdict = policy.verdicts.get(address.ip)
     if verdict is None or address.place != verdict.port or not policy.is_usable(verdict.port):
         return None
     action = Announce(address.ip, verdict.port)
-    is_due = bool(address.announce_s) and address.announce_s[0] <= policy.now_s
-    return action if is_due and address.has_on(verdict.port) and policy.allows(action) else None
+    return action if address.has_on(verdict.port) and policy.allows(action) else None
 
 
 def _trim(policy: Policy, address: Address, port: str) -> Action | None:

@@ -62,6 +62,7 @@ __all__ = ["CommandError", "Policy"]
 
 RESYNC_S = 60.0  # everything is read back so often, to heal what was missed
 HISTORY = 20  # events that `status` shows
+UNTAKEN = 10_000  # events that nobody has taken; of more the oldest are forgotten
 CONFLICT_QUIET_S = 60.0  # between two reports that somebody claims the same address
 
 REASONS = {
@@ -92,6 +93,7 @@ class Policy:
     def __init__(self, config: Config, now_s: float) -> None:
         """Raises ValueError for a configuration that leaves addresses to be discovered (`Config.discovered`)."""
         self.now_s = now_s
+        self.concluded_s = now_s  # up to when everything that is due has been looked at
         self.boot_s = -inf  # until when addresses do not go home; known with the first snapshot
         self.wall_offset_s: float | None = None
         self.ports: dict[str, Port] = {}
@@ -106,7 +108,7 @@ class Policy:
         self.crippled: Crippled | None = None
         self.resync_s = inf  # when to read everything back
         self.conflicts_s: dict[str, float] = {}
-        self.events: deque[Event] = deque()
+        self.events: deque[Event] = deque(maxlen=UNTAKEN)
         self.history: deque[Event] = deque(maxlen=HISTORY)
         self.done_actions: Counter[str] = Counter()  # by kind
         self.refused_actions: Counter[str] = Counter()
@@ -116,6 +118,8 @@ class Policy:
 
     def handle(self, fact: Fact, now_s: float) -> None:
         """Take a fact in. Raises CommandError for a command that cannot be carried out; then nothing has changed."""
+        if self.started and self._is_known(fact, now_s):
+            return  # most facts are the kernel's echo of our own actions
         self.now_s = now_s
         match fact:
             case Snapshot():
@@ -148,10 +152,12 @@ class Policy:
             return None
         if self.resync_s <= self.now_s and self.retries.allows((Resync,), self.now_s):
             return Resync()
-        for address in sorted(self.addresses.values(), key=lambda address: not self._is_urgent(address)):
-            action = next_step(self, address) or next_announcement(self, address)
-            if action is not None:
-                return action
+        for is_urgent in (True, False):
+            for address in self.addresses.values():
+                if address.is_urgent is is_urgent:
+                    action = address.step or next_announcement(self, address)
+                    if action is not None:
+                        return action
         for port in self.ports.values():
             if self.lacks_routes(port.name) and self.allows(EnsureRoutes(port.name)):
                 return EnsureRoutes(port.name)
@@ -163,6 +169,9 @@ class Policy:
         self.now_s = now_s
         if error is None or error in HARMLESS[type(action)]:
             self._succeeded(action, error)
+            if isinstance(action, AddAddress | RemoveAddress | SwitchRule | Announce) and action.ip in self.addresses:
+                self._follow(self.addresses[action.ip])  # concerns no other, and changes no verdict
+                return
         elif error == errno.EPERM:
             self.crippled = Crippled(action, "CAP_NET_RAW" if isinstance(action, Announce) else "CAP_NET_ADMIN", now_s)
             self.events.append(self.crippled)
@@ -171,7 +180,7 @@ class Policy:
         self._conclude()
 
     def poll_event(self) -> Event | None:
-        """The oldest event that was not taken yet, or None."""
+        """The oldest event that was not taken yet, or None. Of more than 10,000 the oldest are lost."""
         if not self.events:
             return None
         event = self.events.popleft()
@@ -182,12 +191,12 @@ class Policy:
         """When to call `handle_timeout` if no fact comes before; None: not at all."""
         if not self.started or self.crippled:
             return None
-        instants = [self.resync_s, self.echoes.next_s(), self.retries.next_s(self.now_s)]
+        instants = [self.resync_s, self.echoes.next_s(), self.retries.next_s(self.concluded_s)]
         instants += [port.deadline_s() for port in self.ports.values()]
         for address in self.addresses.values():
             instants += [*address.announce_s[:1], address.put_back_s, address.moved_s + self.config.min_stay_s]
         # What was due already has been done, or waits for a fact or for a retry.
-        first_s = min((each for each in instants if each > self.now_s), default=inf)
+        first_s = min((each for each in instants if each > self.concluded_s), default=inf)
         return None if first_s == inf else first_s
 
     def handle_timeout(self, now_s: float) -> None:
@@ -345,6 +354,25 @@ class Policy:
             text = f"{address.hands_off} by another program; it is left alone until `rdsx rdmaip failback {address.ip}`"
             self.events.append(Conflict(address.ip, text, True, self.now_s))
 
+    def _is_known(self, fact: Fact, now_s: float) -> bool:
+        """Whether a fact says what we know already; an echo then confirms what we did."""
+        match fact:
+            case AddressFact():
+                address = self.addresses.get(fact.ip)
+                if address is None:
+                    return True
+                copy = address.copies.get((fact.port, fact.prefix)) or address.strays.get((fact.port, fact.prefix))
+                is_known = (copy.mark, copy.failed) == (fact.mark, fact.failed) and fact.present if copy else not fact.present
+                if is_known:
+                    self.echoes.believes((fact.ip, fact.port, fact.prefix), fact.present, now_s)
+                return is_known
+            case RuleFact():
+                return fact.ip not in self.addresses or self.addresses[fact.ip].rule_port == fact.port
+            case RouteFact():
+                return (fact.port in self.routed) is fact.complete
+            case _:
+                return False
+
     def _report_claim(self, fact: NeighbourConflict) -> None:
         if self.now_s >= self.conflicts_s.get(fact.ip, -inf) + CONFLICT_QUIET_S:
             self.conflicts_s[fact.ip] = self.now_s
@@ -399,6 +427,7 @@ class Policy:
 
     def _conclude(self) -> None:
         """Bring everything that follows from facts and time up to date."""
+        self.concluded_s = self.now_s
         for port in self.ports.values():
             events = port.update(self.now_s, self.boot_s, self.wall_offset_s)
             self.events += events
@@ -454,17 +483,18 @@ class Policy:
     def _follow(self, address: Address) -> None:
         """Note what the verdict means for an address: a new goal, parked, or arrived."""
         verdict = self.verdicts.get(address.ip)
+        address.step = next_step(self, address)
         if verdict is None:
-            address.goal = None
+            address.goal, address.is_urgent = None, False
             return
         self._note_parked(address, verdict)
         if address.place == verdict.port and address.lost is None:
             address.goal = None
         elif address.goal is None or address.goal.port != verdict.port:
             address.goal = self._new_goal(address, verdict)
-        has_come = address.wanted(verdict.port, self.config.mark) is not None and next_step(self, address) is None
-        if has_come:
+        if address.step is None and address.wanted(verdict.port, self.config.mark) is not None:
             self._arrived(address, verdict)
+        address.is_urgent = self._is_urgent(address, verdict)
 
     def _note_parked(self, address: Address, verdict: Verdict) -> None:
         if verdict.standing is not Standing.PARKED:
@@ -526,12 +556,9 @@ class Policy:
         elif not address.announced and not address.announce_s:
             address.announce_once(self.now_s)
 
-    def _is_urgent(self, address: Address) -> bool:
+    def _is_urgent(self, address: Address, verdict: Verdict) -> bool:
         """Whether nobody can reach an address though somebody could: until its move has been announced it comes first."""
-        verdict = self.verdicts.get(address.ip)
-        if verdict is None or not self.is_usable(verdict.port):
-            return False
-        return not address.announced or not self.is_usable(address.place or "")
+        return self.is_usable(verdict.port) and not (address.announced and self.is_usable(address.place or ""))
 
     # -- results
 

@@ -46,7 +46,8 @@ class Port:
         self.settled = False
         self.proven_s = inf  # when the hold ends
         self.settle_at_s = inf  # ... and the instant that all hosts share has come
-        self.booted = False  # whether it has been usable, or the boot delay is over
+        self.booted = False  # whether it has ever been usable
+        self.waits_for_clock = False  # whether it settles at an instant that all hosts share
 
     def begin(self, now_s: float) -> None:
         """It is looked at for the first time: nothing is known of what was before."""
@@ -106,8 +107,10 @@ class Port:
 
     def _come_up(self, now_s: float, boot_s: float) -> list[Event]:
         hold_s = self.hold_s(now_s)
-        if not self.booted and now_s <= boot_s:
+        at_boot = not self.booted and now_s <= boot_s
+        if at_boot:
             hold_s = boot_s - now_s
+        self.waits_for_clock = bool(self.config.failback_sync_s) and not at_boot
         down_s = now_s - self.usable_since_s
         self.usable, self.usable_since_s, self.booted = True, now_s, True
         self.proven_s = now_s + hold_s
@@ -142,12 +145,15 @@ class Port:
         return max(first_s, min(first_s * 2.0 ** (max(self.recent_downs(now_s), 1) - 1), self.config.hold_max_s))
 
     def _shared_instant_s(self, wall_offset_s: float | None) -> float:
-        """The end of the hold, or with `failback_sync_s` the first shared instant from then on; never while the wall clock is not known."""
-        interval_s = self.config.failback_sync_s
-        if not interval_s or self.proven_s == self.usable_since_s:
+        """The end of the hold, or with `failback_sync_s` the first shared instant from then on; never while the wall clock is not known.
+
+        At the start nobody waits for it: addresses go home at once, or when the boot delay is over.
+        """
+        if not self.waits_for_clock or not self.config.failback_sync_s:
             return self.proven_s
         if wall_offset_s is None:
             return inf
+        interval_s = self.config.failback_sync_s
         shift_s = wall_offset_s - self.config.failback_sync_offset_s
         return ceil((self.proven_s + shift_s) / interval_s) * interval_s - shift_s
 

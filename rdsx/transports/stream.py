@@ -39,6 +39,7 @@ REASONS = {
     errno.ENETUNREACH: "unreachable",
     errno.ECONNREFUSED: "refused",
     errno.EADDRNOTAVAIL: "address_absent",
+    errno.ENODEV: "address_absent",  # from the RDMA CM: no device has it
 }
 
 

@@ -27,4 +27,5 @@ async def test_a_kernels_connection_is_kept_even_when_it_stands_still(address: s
             await link.send(b"still here")
             assert await sock.recv() == b"still here"
             assert node.statistics().drops == {}
-            assert node.statistics().connections[0].links == 1
+            (connection,) = node.statistics().connections
+            assert (connection.state, connection.links) == ("up", 1)

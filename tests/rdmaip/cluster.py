@@ -158,9 +158,17 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(names: Iterable[str], *, families: Iterable[str] = ("ipv4",), at: Iterable[str] = ("p0", "p1")) -> Iterator[Cluster]:
-    """Hosts, without agents and traffic yet, with the addresses that their agents will place: those at home on the ports `at`."""
+def open_cluster(
+    zygote: Zygote, names: Iterable[str], *, families: Iterable[str] = ("ipv4",), at: Iterable[str] = ("p0", "p1")
+) -> Iterator[Cluster]:
+    """Hosts, without agents and traffic yet, with the addresses that their agents will place: those at home on the ports `at`.
+
+    Leaving the block kills what the zygote has started.
+    """
     names, families, at = list(names), list(families), list(at)
     addresses = {name: homes(number, families, at) for number, name in enumerate(names, 1)}
-    with open_topology(names) as topology, Zygote() as zygote:
-        yield Cluster(topology, zygote, addresses)
+    with open_topology(names) as topology:
+        try:
+            yield Cluster(topology, zygote, addresses)
+        finally:
+            zygote.kill_all()

@@ -10,6 +10,7 @@ import pytest
 
 from rdmaip.cluster import Cluster, open_cluster
 from rdmaip.topology import Topology, obstacle, open_topology
+from rdmaip.zygote import Zygote
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +30,15 @@ def make_topology(namespaces: None) -> Iterator[Callable[..., Topology]]:
         yield lambda *names, **options: stack.enter_context(open_topology(names, **options))
 
 
+@pytest.fixture(scope="session")
+def zygote(namespaces: None) -> Iterator[Zygote]:
+    """One for all tests: it takes longer to start than most scenarios."""
+    with Zygote() as found:
+        yield found
+
+
 @pytest.fixture
-def make_cluster(namespaces: None) -> Iterator[Callable[..., Cluster]]:
+def make_cluster(zygote: Zygote) -> Iterator[Callable[..., Cluster]]:
     """`open_cluster` until the end of the test."""
     with ExitStack() as stack:
-        yield lambda *names, **options: stack.enter_context(open_cluster(names, **options))
+        yield lambda *names, **options: stack.enter_context(open_cluster(zygote, names, **options))

@@ -17,10 +17,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from click.testing import CliRunner, Result
 
 from rdmaipkit import FakeControlled, FakeHost, config_of
 from rdsx.cli.group import main
+from rdsx.cli.rdmaip.asking import _ask
+from rdsx.cli.rdmaip.status import watch_status
+from rdsx.cli.running import CliError
 from rdsx.rdmaip.balance import GroupAddress, addresses, group_addresses, pick_local, read_speed_mbps
 from rdsx.rdmaip.control import MAX_CONNECTIONS, MAX_LINE_BYTES, open_listener, serve_control
 from rdsx.rdmaip.control_client import ControlError, open_control
@@ -282,6 +286,35 @@ def test_status_as_tables(served: str) -> None:
 def test_status_as_json(served: str) -> None:
     status = json.loads(invoke("status", "--json", "--control", served).output)
     assert [each["state"] for each in status["addresses"]] == ["home", "guest"]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_watching(as_json: bool, autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A look each second; the agent ends after the third."""
+    looks: list[float] = []
+    controlled = FakeControlled(FakeHost(config_of(2, 2)))
+
+    class Client:
+        async def request(self, op: str) -> dict[str, Any]:
+            assert op == "status"
+            looks.append(trio.current_time())
+            if len(looks) > 3:
+                raise ControlError("the agent has ended")
+            return {"ok": True, "status": controlled.status().as_json()}
+
+    with pytest.raises(ControlError):
+        await watch_status(Client(), as_json)  # type: ignore[arg-type]
+    assert [at_s - looks[0] for at_s in looks] == [0, 1, 2, 3]
+    output = capsys.readouterr().out
+    if as_json:
+        assert [json.loads(line)["addresses"][0]["ip"] for line in output.splitlines()] == ["10.9.0.1"] * 3
+    else:
+        assert "10.9.0.1" in output
+
+
+async def test_an_agent_that_does_not_answer(path: str, autojump_clock: trio.testing.MockClock) -> None:
+    with open_listener(path), pytest.raises(CliError, match="did not answer within 10 s"):
+        await _ask(path, "status", {})
 
 
 def test_orders(served: str) -> None:

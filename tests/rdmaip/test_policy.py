@@ -120,6 +120,26 @@ def test_a_report_that_was_lost_is_no_trouble_if_the_address_is_where_it_was() -
     assert agent.events() == []
 
 
+def test_a_deadline_that_passes_while_something_is_done_is_not_forgotten() -> None:
+    host = FakeHost(config_of(2, 2, announce_at_ms=(0, 9_990)))
+    agent = Agent(host)
+    agent.rest()
+    agent.wait(60.0)
+    host.change("p0", carrier=False)
+    agent.rest()
+    host.change("p0", carrier=True)
+    agent.rest()
+    settles_s = agent.now_s + 10.0
+    agent.wait(9.985)
+    agent.now_s = settles_s - 0.01
+    agent.policy.handle_timeout(agent.now_s)
+    action = agent.policy.next_action()
+    assert action is not None
+    assert host.execute(action) is None
+    agent.policy.done(action, None, settles_s + 0.5)  # it took its time
+    assert agent.policy.next_deadline() == settles_s
+
+
 # -- another configuration
 
 

@@ -37,7 +37,7 @@ class Host(RuleBasedStateMachine):
         config = config_of(ports, addresses, choose=choose, failover_delay_ms=delay_ms, failback_sync_s=sync_s, routing=routing)
         self.host = FakeHost(config)
         self.wall_s = 1_700_000_000.0
-        self.disturbed: set[str] = set()  # addresses that the world has touched since the last rest
+        self.disturbed: set[str] = set()  # addresses that the world has touched and that are not in order again
         self.held: set[str] = set()
         self.start(0.0)
 
@@ -147,7 +147,7 @@ class Host(RuleBasedStateMachine):
     def sleep(self, seconds: float) -> None:
         self.wall_s += seconds
         self.agent.wait(seconds)
-        self.disturbed = {ip for ip in self.disturbed if not self.host.ports_of(ip)}
+        self.disturbed = {ip for ip in self.disturbed if len(self.host.ports_of(ip)) != 1}  # what cannot be removed is there still
 
     # -- what holds
 

@@ -97,6 +97,18 @@ def test_the_shared_instant(offset_s: float, wall_offset_s: float | None, instan
     assert not port.settled
 
 
+def test_without_a_hold_the_shared_instant_is_waited_for_all_the_same() -> None:
+    port = port_at(0.0, failback_sync_s=60, failback_hold_s=0)
+    port.handle_link(UP, 0.0)
+    port.update(0.0, 0.0, 0.0)
+    assert port.settled  # at the start nobody waits
+    for link in (CUT, UP):
+        port.handle_link(link, 51.0)
+        port.update(51.0, 0.0, 0.0)
+    assert not port.settled
+    assert port.deadline_s() == 60
+
+
 def test_what_was_refused_waits_longer_and_longer() -> None:
     retries = Retries()
     now_s, waits = 0.0, []

@@ -23,7 +23,7 @@ from rdmaip.topology import Host, add_port
 
 ALL = ("h1", "h2", "h3", "h4")
 BOTH = ("h1", "h2")
-SILENCE_S = 1.0  # the target is a tenth of it; this says that nobody waited for a retransmission timer that had backed off, or for ARP
+SILENCE_S = 2.5  # generous, for busy machines: what it must catch is a neighbour that is asked in vain for 3 s, or never asked anew
 OTHER = {"p0": "p1", "p1": "p0"}
 KILLS = int(os.environ.get("RDSX_KILLS", "24"))
 
@@ -250,25 +250,25 @@ def test_peers_that_nobody_has_set_up(make_cluster: Callable[..., Cluster], form
     cluster.finish()
 
 
-@pytest.mark.parametrize("probing", [True, False])
-def test_a_path_is_dead_behind_a_live_link(make_cluster: Callable[..., Cluster], probing: bool) -> None:
+@pytest.mark.parametrize("target", ["10.9.0.21", "fd09::21", None])
+def test_a_path_is_dead_behind_a_live_link(make_cluster: Callable[..., Cluster], target: str | None) -> None:
     """N10: with probes the addresses move after so many misses; without, nothing tells, and they stay."""
-    cluster = make_cluster(*BOTH)
+    cluster = make_cluster(*BOTH, families=("ipv4", "ipv6"))
     cluster.start_agent("h2")
     misses, interval_ms = 3, 50
-    probe = f'probe = {{ targets = ["10.9.0.21"], interval_ms = {interval_ms}, misses = {misses} }}' if probing else ""
+    probe = f'probe = {{ targets = ["{target}"], interval_ms = {interval_ms}, misses = {misses} }}' if target else ""
     cluster.start_agent("h1", config=config_text(cluster.addresses["h1"], group=probe))
     cluster.start_traffic()
     host = cluster.hosts["h1"]
-    if probing:
+    if target:
         cut_at_s = time.monotonic()
         host.blackhole("p0")
-        (moved,) = cluster.wait_moved("h1", "10.9.0.11", to="p1")
+        moved = cluster.wait_moved("h1", "10.9.0.11", "fd09::11", to="p1")[0]
         assert moved["reason"] == "path"
         assert moved["at_s"] - cut_at_s >= (misses - 1) * interval_ms / 1000
         cluster.await_progress()
         host.end_blackhole("p0")
-        cluster.wait_moved("h1", "10.9.0.11", to="p0")
+        cluster.wait_moved("h1", "10.9.0.11", "fd09::11", to="p0")
     else:
         host.blackhole("p0")
         # Whatever could have told the agent is told before this: it is one queue.
@@ -349,6 +349,7 @@ def test_a_capability_is_lost(make_cluster: Callable[..., Cluster], capability: 
     cluster.start_agents()
     host, agent = cluster.hosts["h1"], cluster.agents["h1"]
     agent.send(drop=capability)
+    agent.wait_for(lambda message: message["event"] == "obeyed")
     host.cut("p0")
     agent.wait_for(lambda message: message["event"] == "PortDown")
     if capability == "CAP_NET_RAW":  # the announcement's socket was made when we had it: it goes on working
@@ -436,5 +437,9 @@ def test_the_agent_ends(make_cluster: Callable[..., Cluster], on_exit: str) -> N
 
 
 def settings(host: Host) -> list[str]:
+    """What an agent changes besides addresses: sysctls, rules, tables."""
+    tables = [host.ip_output(f"{family} {what}") for family in ("-4", "-6") for what in ("rule show", "route show table all proto 189")]
     with host.inside():
-        return [Path(f"/proc/sys/net/ipv4/conf/p0/{name}").read_text() for name in ("arp_ignore", "arp_announce", "promote_secondaries")]
+        return tables + [
+            Path(f"/proc/sys/net/ipv4/conf/p0/{name}").read_text() for name in ("arp_ignore", "arp_announce", "promote_secondaries")
+        ]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from rdmaip.cluster import config_text
 from rdmaip.topology import Topology
 from rdsx.rdmaip.capabilities import explain_missing, missing_capabilities
 from rdsx.rdmaip.lock import AgentRunningError, take_lock
 from rdsx.rdmaip.service import ServiceManager
+
+GUARD_S = 20.0
 
 
 def test_one_lock_for_each_network_namespace(make_topology: Callable[..., Topology]) -> None:
@@ -107,3 +112,24 @@ def test_another_process_watchdog_is_not_ours(systemd: socket.socket) -> None:
         service = ServiceManager(environment)
         assert service.watchdog_interval_s == interval_s
         service.close()
+
+
+@pytest.mark.slow
+def test_the_agent_under_systemd(make_topology: Callable[..., Topology], systemd: socket.socket, tmp_path: Path) -> None:
+    """READY when every address is where it should be, signs of life twice in the time that is given, STOPPING at SIGTERM."""
+    host = make_topology("h1").hosts["h1"]
+    file = tmp_path / "rdmaip.toml"
+    file.write_text(config_text({"10.9.0.11/24": "p0", "10.9.0.12/24": "p1"}, control=str(tmp_path / "control.sock")))
+    systemd.settimeout(GUARD_S)
+    environment = os.environ | {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "100000"}
+    with host.inside():
+        agent = subprocess.Popen([sys.executable, "-m", "rdsx.cli", "rdmaip", "run", str(file)], env=environment, stderr=subprocess.PIPE)
+    assert agent.stderr is not None
+    with agent.stderr:
+        assert systemd.recv(100) == b"READY=1\nSTATUS=2 addresses on 2 ports"
+        assert host.addresses() == {"p0": {"10.9.0.11"}, "p1": {"10.9.0.12"}}
+        assert [systemd.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        agent.terminate()
+        while (message := systemd.recv(100)) != b"STOPPING=1":
+            assert message == b"WATCHDOG=1"
+        assert agent.wait(GUARD_S) == 0, agent.stderr.read()

@@ -60,11 +60,14 @@ class Traffic:
         self._senders = 0
         self._stopped = trio.Event()
 
-    async def run(self, node: rdsx.Node, tasks: trio.Nursery) -> None:
+    async def receive(self, node: rdsx.Node, tasks: trio.Nursery) -> None:
+        """Before any other host sends: a message to a port that nobody has bound is dropped."""
         for local in node.addresses:
             sock = node.socket()
             await sock.bind((local, PORT))
             tasks.start_soon(self._receive, sock, local)
+
+    async def send(self, node: rdsx.Node, tasks: trio.Nursery) -> None:
         for source, target in self.sent:
             sock = node.socket()
             await sock.bind((source, 0))
@@ -113,6 +116,7 @@ async def run(channel: socket.socket, local: list[str], remote: list[str], inter
     channel.setblocking(False)
     traffic = Traffic(local, remote, interval_s)
     async with rdsx.open_node(local, config=config) as node, trio.open_nursery() as tasks:
+        await traffic.receive(node, tasks)
         send_json(channel, {"state": "open"})
         while True:
             await trio.lowlevel.wait_readable(channel)
@@ -126,7 +130,7 @@ async def run(channel: socket.socket, local: list[str], remote: list[str], inter
 async def obey(channel: socket.socket, message: dict[str, Any], traffic: Traffic, node: rdsx.Node, tasks: trio.Nursery) -> None:
     match message["do"]:
         case "start":
-            await traffic.run(node, tasks)
+            await traffic.send(node, tasks)
         case "stop":  # sending; what was sent is still under way
             await traffic.stop()
         case "reset gaps":

@@ -51,10 +51,14 @@ class Zygote:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        for process in self._processes:
-            process.kill()
+        self.kill_all()
         self._sock.close()
         self._program.wait(GUARD_S)
+
+    def kill_all(self) -> None:
+        """... that it has started; it can start others."""
+        while self._processes:
+            self._processes.pop().kill()
 
     def start(self, function: str, namespace: int, **arguments: object) -> Process:
         """Have `module:function` run in a new process in that namespace."""

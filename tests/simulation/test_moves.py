@@ -146,14 +146,15 @@ def test_a_link_that_comes_to_a_stand_after_the_move_is_replaced_too() -> None:
 
 
 @either_end
-def test_a_dial_that_went_the_old_way_is_given_up(mover: str) -> None:
+@pytest.mark.parametrize("dialled_s", [0.05, 2.0])
+def test_a_dial_that_went_the_old_way_is_given_up(mover: str, dialled_s: float) -> None:
     """It would ask again only after a second, and more and more rarely."""
 
     async def story(one: Scene) -> None:
         one.network.partition(SMALLER, LARGER)
         assert one.a.reset_connection(LARGER)
         await one.left.sendto(b"waits", one.right.getsockname())
-        await trio.sleep(2)
+        await trio.sleep(dialled_s)
         assert one.a.statistics().connections[0].state == "connecting"
         one.network.move(mover)
         await trio.sleep(0.001)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rdsx.cli.rdmaip.asking import control_option
+from rdsx.cli.rdmaip.asking import ask, control_option
 from rdsx.cli.running import CliError, Interrupt, run
 from rdsx.rdmaip.control_client import ControlClient, ControlError, open_control
 from rdsx.rdmaip.wording import describe_duration
@@ -31,28 +31,27 @@ STYLES = {"home": "green", "guest": "yellow", "moving": "yellow"}
 @control_option
 def command(as_json: bool, watch: bool, control: str) -> None:
     """Show ports by layer, addresses with home and place, and what happened last."""
-    interrupt = Interrupt()
-    run(_run, control, as_json, watch, interrupt)
-
-
-async def _run(control: str, as_json: bool, watch: bool, interrupt: Interrupt) -> None:
-    async with interrupt.ends_block():
-        try:
-            async with open_control(control) as client:
-                await (_watch(client, as_json) if watch else _show(client, as_json))
-        except ControlError as error:
-            raise CliError(str(error)) from error
-
-
-async def _show(client: ControlClient, as_json: bool) -> None:
-    status = (await client.request("status"))["status"]
+    if watch:
+        run(_run, control, as_json, Interrupt())
+        return
+    status = ask(control, "status")["status"]
     if as_json:
         click.echo(json.dumps(status, indent=1))
     else:
         Console(highlight=False).print(picture(status))
 
 
-async def _watch(client: ControlClient, as_json: bool) -> None:
+async def _run(control: str, as_json: bool, interrupt: Interrupt) -> None:
+    async with interrupt.ends_block():
+        try:
+            async with open_control(control) as client:
+                await watch_status(client, as_json)
+        except ControlError as error:
+            raise CliError(str(error)) from error
+
+
+async def watch_status(client: ControlClient, as_json: bool) -> None:
+    """Look again and again, until cancelled."""
     console = Console(highlight=False)
     with contextlib.nullcontext() if as_json else Live(console=console, auto_refresh=False) as live:
         while True:
