@@ -227,6 +227,7 @@ class Caller:
             window = min(self.config.window, limits.window)
             session = peer.session = Session(message.life, message.session, window, max(1, message.credit), limits.max_payload_bytes)
             peer.newest = message.life, message.session
+            session.lease_s = limits.lease_s or session.lease_s
             if self.journal is not None:
                 self.journal.save_outgoing(peer, session)
         else:
@@ -326,6 +327,9 @@ class Caller:
     def _pump(self, peer: Peer, now_s: float) -> None:
         """Send what may be sent now of the queue."""
         session = peer.usable
+        if session is not None and peer.queue and not session.live and session.sent_s + session.lease_s / 2 < now_s:
+            self._forget_session(peer)  # the peer may have forgotten it already: a call in it could end as MAYBE
+            session = None
         if session is None:
             if peer.queue and not peer.nonce and not peer.closing:
                 self._open(peer, now_s)
@@ -529,7 +533,7 @@ class Caller:
         if session is not None and peer.closing:
             due_s = peer.calls_due_s
         elif session is not None and not peer.nonce and not peer.blocked:
-            keep_s = session.sent_s + self.config.lease_s / 4 if session.live else inf
+            keep_s = session.sent_s + session.lease_s / 4 if session.live else inf
             due_s = min(due_s, peer.calls_due_s, session.release_due_s, keep_s)
         self._timers.set(peer.address, due_s)
 
@@ -548,7 +552,7 @@ class Caller:
 
     def _release_due(self, peer: Peer, session: Session, now_s: float) -> None:
         """Tell the peer of releases that no call has carried for a while; and that we live, if we say nothing else."""
-        keep = session.live and now_s >= session.sent_s + self.config.lease_s / 4
+        keep = session.live and now_s >= session.sent_s + session.lease_s / 4
         if session.release_due_s <= now_s:
             if session.told >= session.version:
                 session.release_due_s = inf

@@ -18,6 +18,8 @@ __all__ = ["Address", "Call", "CallState", "Peer", "Session"]
 
 Address = tuple[Any, ...]
 
+LEASE_S = 3600  # of a peer that has not said it
+
 
 class CallState(IntEnum):
     """A call has a number in SENT and CANCELLING only."""
@@ -69,8 +71,8 @@ class Session:
     """Our session with a peer, once it is usable. `version` counts releases; `told` is how many of them the peer certainly knows."""
 
     __slots__ = (
-        "abandoned", "credit", "floor", "life", "live", "max_payload_bytes", "next_seq", "number", "release_backoff_s", "release_covers",
-        "release_due_s", "release_floor", "reserved", "sent_s", "told", "untold_bytes", "version", "window",
+        "abandoned", "credit", "floor", "lease_s", "life", "live", "max_payload_bytes", "next_seq", "number", "release_backoff_s",
+        "release_covers", "release_due_s", "release_floor", "reserved", "sent_s", "told", "untold_bytes", "version", "window",
     )  # fmt: skip
 
     def __init__(self, life: int, number: int, window: int, credit: int, max_payload_bytes: int) -> None:
@@ -79,6 +81,7 @@ class Session:
         self.window = window
         self.credit = credit
         self.max_payload_bytes = max_payload_bytes
+        self.lease_s = LEASE_S
         self.next_seq = 1
         self.floor = 1
         self.reserved = 1  # with a store: numbers below it may have been used
