@@ -159,12 +159,13 @@ class SqliteStore:
         return life, self._rows(connection)
 
     def _create(self, connection: sqlite3.Connection, address: SockAddr, life: int) -> None:
-        connection.executescript("BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
+        connection.executescript("BEGIN IMMEDIATE;" + SCHEMA)
         for key, value in {
             "format": str(FORMAT), "life": str(life), "identity": os.urandom(16).hex(), "address": text_of(address), "clean": "yes",
             "boot": "", "next_session": "1", "token": "",
         }.items():  # fmt: skip
             self._set_meta(key, value)
+        connection.execute("COMMIT")
 
     def _check_meta(self, connection: sqlite3.Connection, address: SockAddr, new_life: int) -> int:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
