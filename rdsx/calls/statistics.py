@@ -12,7 +12,7 @@ from rdsx.calls.caller import Caller
 from rdsx.calls.holder import CallerRecord, Holder, HolderState
 from rdsx.calls.outgoing import Peer
 
-__all__ = ["CourierStatistics", "PeerStatistics", "statistics_of"]
+__all__ = ["CourierStatistics", "PeerStatistics", "address_text", "statistics_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,18 @@ def statistics_of(caller: Caller, callee: Callee, more: Counter[str], now_s: flo
     )
 
 
+def address_text(address: tuple[Any, ...]) -> str:
+    """host:port, as people write it."""
+    return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
+
+
 def _peer(address: tuple[Any, ...], record: CallerRecord | None, peer: Peer | None, now_s: float) -> PeerStatistics:
     sessions = list(record.sessions.values()) if record is not None else []
     holders: list[Holder] = [holder for session in sessions for holder in session.holders.values()]
     done_s = min((holder.done_s for holder in holders if holder.state >= HolderState.DONE), default=now_s)
     states = Counter(holder.state for holder in holders)
     return PeerStatistics(
-        peer=f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}",
+        peer=address_text(address),
         sessions=len(sessions),
         holders=len(holders),
         waiting=states[HolderState.WAITING],

@@ -25,7 +25,7 @@ from rdsx.calls.wire import Code
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "read_store"]
 
 MAX_TOKENS_BYTES = 64
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -226,6 +226,24 @@ class SqliteStore:
         )  # fmt: skip
         write_holder(connection, (row.session, row.seq), row)
         return holder, code, reply, text
+
+
+def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, str], Rows]:
+    """What a store says of its courier, and all of its rows. Changes nothing, and does not mind a courier that has it open.
+
+    Raises StoreError: it is not there, no store, damaged, or of another format.
+    """
+    import sqlite3
+
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("BEGIN")  # one state of it, also while a courier writes
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+            if meta["format"] != str(FORMAT):
+                raise StoreError(f"{path} has format {meta['format']}, this version of rdsx reads {FORMAT}")
+            return meta, read_rows(connection)
+    except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreError(f"{path} cannot be read, or is no store of calls: {error}") from error
 
 
 def boot_id() -> str:
