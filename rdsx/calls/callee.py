@@ -67,6 +67,7 @@ class Callee:
         self.running = 0
         self.ready = 0
         self.closing = False
+        self.parted = False
         self._outside = outside
         self._timers: Timers[int] = Timers()
         self._queues: dict[int, deque[Holder]] = {}
@@ -80,7 +81,8 @@ class Callee:
         """A message from caller to callee."""
         kind = message.kind
         if kind is Kind.OPEN:
-            self._handle_open(address, message, now_s)
+            if not self.parted:  # else its calls are for the next life
+                self._handle_open(address, message, now_s)
             return
         session = self.sessions.get(message.session)
         if session is None or message.life != self.life or session.record.address != address:
@@ -607,6 +609,15 @@ class Callee:
     def close(self) -> None:
         """Refuse new calls. What runs may finish; what waits is refused."""
         self.closing = True
+
+    def part(self) -> None:
+        """End all sessions, and tell their callers: they send nothing more to this life. With a store: keep them for the next time."""
+        self.parted = True
+        for session in list(self.sessions.values()) if self.journal is None else ():
+            tells = not session.record.blocked  # else answers wait for the socket: they must not come behind this
+            self.retire(session, "parted")
+            if tells:
+                self._send(session.record, Message(Kind.RESET, self.life, session.number, self.life, never_confirmed=not session.confirmed))
 
     def refuse_waiting(self, now_s: float) -> None:
         """Closing: calls that have not begun never will."""

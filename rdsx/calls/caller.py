@@ -18,10 +18,11 @@ from rdsx.calls.outgoing import Address, Call, CallState, Peer, Session
 from rdsx.calls.timers import Timers
 from rdsx.calls.wire import MAX_RANGES, VERSION, Kind, Limits, Message, OpenCode, Resume
 
-__all__ = ["Caller", "CallerJournal", "Outside"]
+__all__ = ["CLOSE_RESEND", "Caller", "CallerJournal", "Outside"]
 
 JITTER = 0.2  # of a delay, either way: peers that lost one another at once do not come back at once
 UNTOLD_BYTES = 256 << 10  # of results that the peer holds without need: it is told at once
+CLOSE_RESEND = 0.25  # of close_s: when a CLOSE without an answer is sent again
 RANGES_AFTER = 8  # a window / this many untold results above the floor: calls carry ranges
 
 
@@ -622,7 +623,7 @@ class Caller:
         return not any(peer.closing and peer.session is not None for peer in self.peers.values())
 
     def _send_close(self, peer: Peer, session: Session, now_s: float) -> None:
-        peer.backoff_s = min(2 * peer.backoff_s or self.config.close_s / 4, self.config.close_s)
+        peer.backoff_s = min(2 * peer.backoff_s or self.config.close_s * CLOSE_RESEND, self.config.close_s)
         peer.calls_due_s = now_s + peer.backoff_s
         self._timers.set(peer.address, peer.calls_due_s)
         self._offer(peer, Message(Kind.CLOSE, session.life, session.number, floor=session.floor), now_s)

@@ -19,7 +19,7 @@ import trio
 
 from rdsx.addresses import SockAddr, parse_sockaddr, resolve_sockaddr
 from rdsx.calls.callee import Callee
-from rdsx.calls.caller import Caller
+from rdsx.calls.caller import CLOSE_RESEND, Caller
 from rdsx.calls.committer import Commit, Committer
 from rdsx.calls.config import CallConfig
 from rdsx.calls.handlers import Handler, IncomingCall, Registration, Reply, Running, reply_of
@@ -351,6 +351,8 @@ class CourierDriver:
                 await self._progress.park()
         now_s = trio.current_time()
         self.callee.refuse_waiting(now_s)
+        is_owed = bool(self.callee.sessions)  # somebody may wait for answers; else only for one to the end of its session
+        self.callee.part()
         self.caller.part(now_s)
         self._attend(now_s)
         with trio.move_on_after(self.config.close_s):
@@ -358,8 +360,8 @@ class CourierDriver:
                 await self._progress.park()
         if self._committer is not None:
             await self._committer.drain()
-        with trio.move_on_after(self.config.close_s):
-            await self.sock.flush()
+        with trio.move_on_after(self.config.close_s if is_owed else self.config.close_s * CLOSE_RESEND):
+            await self.sock.flush()  # a peer that has gone acknowledges nothing; one that has not would have asked again by then
 
     def give_up(self) -> None:
         """From now on nothing is sent, and nobody waits."""
