@@ -8,45 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from math import inf
-from typing import Protocol
 from zlib import crc32
 
 from rdsx.calls.config import CallConfig
 from rdsx.calls.holder import Address, CallerRecord, Holder, HolderState, IncomingSession, Terms
+from rdsx.calls.outside import CalleeJournal, CalleeOutside
 from rdsx.calls.timers import Timers
 from rdsx.calls.wire import VERSION, Code, Kind, Limits, Message, OpenCode, Resume
 
-__all__ = ["Callee", "CalleeJournal", "CalleeOutside"]
+__all__ = ["Callee"]
 
 STALE_WAITING = 64  # calls that were released while they waited for a slot, before a queue is rid of them
 WORKING_INTERVAL_S = 1.0  # between two messages that say so
 RESETS_PER_S = 10  # to one address
 MAX_RESET_ADDRESSES = 4096  # to so many addresses in one second
 MAX_QUERIES_DOUBLED = 7  # 30 s * 2**7 is an hour: the lease
-
-
-class CalleeOutside(Protocol):
-    """What stands around the engine."""
-
-    def send(self, address: Address, message: Message) -> bool:
-        """As `caller.Outside.send`."""
-
-    def caller_gone(self, holder: Holder) -> None:
-        """Nobody will want the result of this handler, which runs."""
-
-    def stop(self, holder: Holder) -> None:
-        """Its caller asks to cancel this handler, which runs."""
-
-
-class CalleeJournal(Protocol):
-    """What a callee with a store writes down. A message sent afterwards leaves, and a handler begins, when this is on disk."""
-
-    def save_session(self, session: IncomingSession) -> None: ...
-    def drop_session(self, session: IncomingSession, *, evicted: bool) -> None: ...
-    def forget_evicted(self, numbers: list[int]) -> None: ...
-    def save_holder(self, holder: Holder) -> None: ...
-    def drop_holder(self, holder: Holder) -> None: ...
-    def forget_holder(self, session: int, seq: int) -> None: ...
 
 
 class Callee:

@@ -47,7 +47,7 @@ TO_CALLEE = {Kind.OPEN, Kind.CALL, Kind.RELEASE, Kind.CANCEL, Kind.CLOSE, Kind.G
 
 
 class CourierDriver:
-    """The inside of one `Courier`; `caller.Outside` and `callee.CalleeOutside` of its engines."""
+    """The inside of one `Courier`; `Outside` and `CalleeOutside` of its engines."""
 
     def __init__(self, sock: RdsSocket, config: CallConfig, store: SqliteStore | None, life: int, chance: random.Random) -> None:
         self.sock = sock
@@ -127,7 +127,7 @@ class CourierDriver:
     # -- what the engines ask for
 
     def send(self, address: SockAddr, message: Message) -> bool:
-        """See `caller.Outside`."""
+        """See `outside.Outside`."""
         if address in self._awaiting_room:
             return False
         data = emit(message)
