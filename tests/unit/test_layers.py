@@ -14,8 +14,8 @@ PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagno
 
 # The modules of `calls` that do no I/O.
 CALLS_CORE = (
-    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "outside", "records", "statistics", "tables",
-    "timers", "wire",
+    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "outside", "records", "slots", "statistics",
+    "tables", "timers", "wire",
 )  # fmt: skip
 
 IMPURE = {"trio", "socket", "time", "random", "select", "selectors", "threading", "asyncio", "secrets", "datetime"}
