@@ -1,7 +1,8 @@
-"""`python -m benchmarks calls`: rdsx.calls beside gRPC (grpc.aio, unary) and ZeroMQ (pyzmq, REQ and REP), in one run.
+"""`python -m benchmarks calls`: rdsx.calls beside a bare ping-pong of datagrams, gRPC (grpc.aio, unary) and ZeroMQ (pyzmq, REQ and REP).
 
-Each measurement has fresh processes, a client and a server on the loopback interface; rounds of all backends are interleaved, tables show
-medians. Only rdsx resends over a broken connection and runs a handler once; the rows with a store also survive a restart of the server.
+All in one run: each measurement has fresh processes, a client and a server on the loopback interface; rounds of all backends are
+interleaved, tables show medians. `datagrams` are rdsx sockets without calls, one for each ping-pong at once: the floor. Only calls resend
+over a broken connection and run a handler once; the rows with a store also survive a restart of the server.
 A backend whose package is absent is skipped, and named.
 """
 
@@ -24,7 +25,7 @@ CLIENT, SERVER = "127.0.0.1", "127.0.0.2"
 RDS_PORT = 7000
 PAYLOAD = b"x" * 64
 NEEDS = {"grpc": ("grpc", "grpcio"), "zmq": ("zmq", "pyzmq")}
-BACKENDS = ("rdsx", "rdsx-plain", "rdsx-journal", "rdsx-transaction", "grpc", "zmq")
+BACKENDS = ("datagrams", "rdsx", "rdsx-plain", "rdsx-journal", "rdsx-transaction", "grpc", "zmq")
 AT_ONCE = (1, 64)
 OUTSTANDING = 2000
 WARM_UP_S = 0.3
@@ -119,6 +120,48 @@ def rdsx_client(port: int, at_once: int, seconds: float) -> dict[str, Any]:
         for call in pending:
             call.abandon()
         raise SystemExit  # the server's handlers never end
+
+    return trio.run(main)
+
+
+# -- rdsx without calls
+
+
+def datagrams_server(kind: str, port: int) -> None:
+    import trio
+
+    import rdsx
+
+    async def main() -> None:
+        async with rdsx.open_node(SERVER, config=rdsx.NodeConfig(port=port)) as node:
+            with await node.bind(RDS_PORT) as sock:
+                print("ready", flush=True)
+                async for data, address in sock:
+                    await sock.sendto(data, address)
+
+    trio.run(main)
+
+
+def datagrams_client(port: int, at_once: int, seconds: float) -> dict[str, Any]:
+    import trio
+
+    import rdsx
+
+    async def main() -> dict[str, Any]:
+        async with rdsx.open_node(CLIENT, config=rdsx.NodeConfig(port=port)) as node:
+            clock = Clock(seconds)
+
+            async def work() -> None:
+                with await node.bind() as sock:
+                    while clock.goes_on():
+                        began_ns = time.perf_counter_ns()
+                        await sock.sendto(PAYLOAD, (SERVER, RDS_PORT))
+                        clock.note(began_ns, await sock.recv())
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(at_once):
+                    nursery.start_soon(work)
+            return clock.result()
 
     return trio.run(main)
 
@@ -249,9 +292,9 @@ def run_side() -> None:
     side, backend, port, *rest = sys.argv[2:]
     family = backend.split("-")[0]
     if side == "server":
-        {"rdsx": rdsx_server, "grpc": grpc_server, "zmq": zmq_server}[family](backend, int(port))
+        {"datagrams": datagrams_server, "rdsx": rdsx_server, "grpc": grpc_server, "zmq": zmq_server}[family](backend, int(port))
     else:
-        client = {"rdsx": rdsx_client, "grpc": grpc_client, "zmq": zmq_client}[family]
+        client = {"datagrams": datagrams_client, "rdsx": rdsx_client, "grpc": grpc_client, "zmq": zmq_client}[family]
         print(json.dumps(client(int(port), int(rest[0]), float(rest[1]))), flush=True)
 
 

@@ -59,6 +59,8 @@ class Bounds:
     """The socket refuses a datagram at any time."""
     closes: bool = False
     """The caller ends its sessions in order."""
+    callee_ends: bool = False
+    """The callee ends in order, and another life of it begins."""
     ticks: bool = True
     """Callers' timers fire. They add releases and later copies only: what was sent once can arrive again without them."""
     durability: str = "volatile"
@@ -255,6 +257,8 @@ class World:
                 yield "fail", key
         if self.ghost.restarted + 1 < bounds.callee_lives:
             yield ("crash_callee",)
+            if bounds.callee_ends:
+                yield ("end_callee",)
         if not self.registered:
             yield ("register",)
         if bounds.evicts and self.callee.next_s() <= NOW_S:
@@ -327,6 +331,16 @@ class World:
     def crash_callee(self) -> None:
         self.ghost.restarted += 1
         self.new_callee()
+
+    def end_callee(self) -> None:
+        self.callee.close()
+        for key in list(self.begun):
+            self.callee.finish(self.begun.pop(key), Code.CANCELLED_WHILE_RUNNING, NOW_S)
+        self.callee.refuse_waiting(NOW_S)
+        self.callee.part()
+        self.check()
+        self.commit()
+        self.crash_callee()
 
     def register(self) -> None:
         self.registered = True

@@ -91,6 +91,7 @@ class CallsBeforeOpened(World):
     class caller_class(Caller):
         def _open(self, peer: Peer, now_s: float) -> None:
             peer.session = Session(0, 1, 8, 8, 100)
+            peer.session.sent_s = now_s
             self._pump(peer, now_s)
 
 

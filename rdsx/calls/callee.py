@@ -6,47 +6,23 @@ only when its caller has released its number or its session has ended; an answer
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from math import inf
-from typing import Protocol
 from zlib import crc32
 
 from rdsx.calls.config import CallConfig
 from rdsx.calls.holder import Address, CallerRecord, Holder, HolderState, IncomingSession, Terms
+from rdsx.calls.outside import CalleeJournal, CalleeOutside
+from rdsx.calls.slots import Slots
 from rdsx.calls.timers import Timers
 from rdsx.calls.wire import VERSION, Code, Kind, Limits, Message, OpenCode, Resume
 
-__all__ = ["Callee", "CalleeJournal", "CalleeOutside"]
+__all__ = ["Callee"]
 
-STALE_WAITING = 64  # calls that were released while they waited for a slot, before a queue is rid of them
 WORKING_INTERVAL_S = 1.0  # between two messages that say so
 RESETS_PER_S = 10  # to one address
 MAX_RESET_ADDRESSES = 4096  # to so many addresses in one second
 MAX_QUERIES_DOUBLED = 7  # 30 s * 2**7 is an hour: the lease
-
-
-class CalleeOutside(Protocol):
-    """What stands around the engine."""
-
-    def send(self, address: Address, message: Message) -> bool:
-        """As `caller.Outside.send`."""
-
-    def caller_gone(self, holder: Holder) -> None:
-        """Nobody will want the result of this handler, which runs."""
-
-    def stop(self, holder: Holder) -> None:
-        """Its caller asks to cancel this handler, which runs."""
-
-
-class CalleeJournal(Protocol):
-    """What a callee with a store writes down. A message sent afterwards leaves, and a handler begins, when this is on disk."""
-
-    def save_session(self, session: IncomingSession) -> None: ...
-    def drop_session(self, session: IncomingSession, *, evicted: bool) -> None: ...
-    def forget_evicted(self, numbers: list[int]) -> None: ...
-    def save_holder(self, holder: Holder) -> None: ...
-    def drop_holder(self, holder: Holder) -> None: ...
-    def forget_holder(self, session: int, seq: int) -> None: ...
 
 
 class Callee:
@@ -64,15 +40,23 @@ class Callee:
         self.confirmed = 0
         self.holders = 0
         self.reply_bytes = 0
-        self.running = 0
-        self.ready = 0
         self.closing = False
+        self.parted = False
         self._outside = outside
         self._timers: Timers[int] = Timers()
-        self._queues: dict[int, deque[Holder]] = {}
-        self._running_by_type: Counter[int] = Counter()
+        self._slots = Slots(config, self.terms)
         self._resets: Counter[Address] = Counter()
         self._resets_s = -inf
+
+    @property
+    def running(self) -> int:
+        """Handlers that run."""
+        return self._slots.running
+
+    @property
+    def ready(self) -> int:
+        """Calls that wait for a slot only."""
+        return self._slots.ready
 
     # -- messages
 
@@ -80,7 +64,8 @@ class Callee:
         """A message from caller to callee."""
         kind = message.kind
         if kind is Kind.OPEN:
-            self._handle_open(address, message, now_s)
+            if not self.parted:  # else its calls are for the next life
+                self._handle_open(address, message, now_s)
             return
         session = self.sessions.get(message.session)
         if session is None or message.life != self.life or session.record.address != address:
@@ -215,7 +200,7 @@ class Callee:
             holder.terms = terms
             holder.payload = payload
             if terms.order == "none":
-                self._make_ready(holder)
+                self._slots.wait(holder)
             else:
                 session.line_up(holder, terms.lane)
         if session.lanes:
@@ -269,36 +254,16 @@ class Callee:
 
     def poll_start(self) -> Holder | None:
         """The next call whose handler is to begin now; it counts as running until `finish`. Say `begun` when it has."""
-        if self.running >= self.config.max_running:
+        holder = self._slots.take()
+        if holder is None:
             return None
-        for msg_type, queue in self._queues.items():
-            concurrency = self.terms[msg_type].concurrency if msg_type in self.terms else 1
-            while queue and self._running_by_type[msg_type] < concurrency:
-                holder = queue.popleft()
-                session = holder.session
-                if not session.still_waits(holder):
-                    continue
-                if session.running >= self.config.max_session_running:
-                    session.parked = [each for each in session.parked if session.still_waits(each)]
-                    session.parked.append(holder)
-                    continue
-                self._begin(holder)
-                return holder
-        return None
-
-    def _begin(self, holder: Holder) -> None:
-        session = holder.session
-        self.ready -= 1
-        session.ready -= 1
-        self.running += 1
-        session.running += 1
-        self._running_by_type[holder.msg_type] += 1
         holder.state = HolderState.RUNNING
         assert holder.terms is not None
         if self.journal is not None and holder.terms.journal:
             self.journal.save_holder(holder)
         if holder.terms.order != "none":
-            session.lanes[holder.terms.lane].running += 1
+            holder.session.lanes[holder.terms.lane].running += 1
+        return holder
 
     def begun(self, holder: Holder) -> None:
         """Its handler has begun: the next one of its lane may."""
@@ -312,9 +277,7 @@ class Callee:
     def finish(self, holder: Holder, code: Code, now_s: float, *, status: int = 0, reply: bytes = b"", text: str = "") -> None:
         """The handler has ended. Its result is final, and answered if anybody wants it."""
         session = holder.session
-        self.running -= 1
-        session.running -= 1
-        self._running_by_type[holder.msg_type] -= 1
+        self._slots.give_back(holder)
         if len(reply) > self.config.max_payload_bytes:
             text = f"the reply of {len(reply)} bytes is too long: at most {self.config.max_payload_bytes}"
             code, status, reply = Code.HANDLER_FAILED, 0, b""
@@ -333,23 +296,9 @@ class Callee:
             self._finalise(holder)
         elif self.journal is not None:
             self.journal.drop_holder(holder)
-        while session.parked:
-            waiting = session.parked.pop(0)
-            if session.still_waits(waiting):
-                self._queues[waiting.msg_type].append(waiting)
-                break
+        self._slots.unpark(session)
         if session.lanes and not session.retired:
             self._take_turns(session)
-
-    def _make_ready(self, holder: Holder) -> None:
-        self.ready += 1
-        holder.session.ready += 1
-        queue = self._queues.get(holder.msg_type)
-        if queue is None:
-            queue = self._queues[holder.msg_type] = deque()
-        elif len(queue) > 2 * self.ready + STALE_WAITING:
-            queue = self._queues[holder.msg_type] = deque(each for each in queue if each.session.still_waits(each))
-        queue.append(holder)
 
     def _unqueue(self, holder: Holder) -> None:
         """A call that had not begun will not begin."""
@@ -357,14 +306,13 @@ class Callee:
             return
         lane = holder.session.lanes.get(holder.terms.lane) if holder.terms.order != "none" else None
         if lane is None or lane.pending is holder:
-            self.ready -= 1
-            holder.session.ready -= 1
+            self._slots.leave(holder)
         if lane is not None and lane.pending is holder:
             lane.pending = None
 
     def _take_turns(self, session: IncomingSession) -> None:
         while (holder := session.poll_turn()) is not None:
-            self._make_ready(holder)
+            self._slots.wait(holder)
 
     # -- the table
 
@@ -472,7 +420,7 @@ class Callee:
         config = self.config
         if session.reply_bytes >= config.max_session_reply_bytes or self.reply_bytes >= config.max_reply_bytes:
             return "reply_bytes"
-        if self.running + self.ready >= 2 * config.max_running or session.running + session.ready >= 2 * config.max_session_running:
+        if self._slots.is_full(session):
             return "running"
         if self.holders >= config.max_holders:
             session.advance_known()
@@ -607,6 +555,15 @@ class Callee:
     def close(self) -> None:
         """Refuse new calls. What runs may finish; what waits is refused."""
         self.closing = True
+
+    def part(self) -> None:
+        """End all sessions, and tell their callers: they send nothing more to this life. With a store: keep them for the next time."""
+        self.parted = True
+        for session in list(self.sessions.values()) if self.journal is None else ():
+            tells = not session.record.blocked  # else answers wait for the socket: they must not come behind this
+            self.retire(session, "parted")
+            if tells:
+                self._send(session.record, Message(Kind.RESET, self.life, session.number, self.life, never_confirmed=not session.confirmed))
 
     def refuse_waiting(self, now_s: float) -> None:
         """Closing: calls that have not begun never will."""

@@ -10,41 +10,20 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import Protocol
 
 from rdsx.calls.config import CallConfig
 from rdsx.calls.outcome import ENDINGS, Ending, Outcome
 from rdsx.calls.outgoing import Address, Call, CallState, Peer, Session
+from rdsx.calls.outside import CallerJournal, Outside
 from rdsx.calls.timers import Timers
 from rdsx.calls.wire import MAX_RANGES, VERSION, Kind, Limits, Message, OpenCode, Resume
 
-__all__ = ["Caller", "CallerJournal", "Outside"]
+__all__ = ["CLOSE_RESEND", "Caller"]
 
 JITTER = 0.2  # of a delay, either way: peers that lost one another at once do not come back at once
 UNTOLD_BYTES = 256 << 10  # of results that the peer holds without need: it is told at once
+CLOSE_RESEND = 0.25  # of close_s: when a CLOSE without an answer is sent again
 RANGES_AFTER = 8  # a window / this many untold results above the floor: calls carry ranges
-
-
-class Outside(Protocol):
-    """What stands around the engine."""
-
-    def send(self, address: Address, message: Message) -> bool:
-        """Hand a message to the socket. False: it takes none for this peer now, and `writable` will be called. OSError: it never will."""
-
-    def forget_sent(self, address: Address) -> None:
-        """Drop what the socket still has for a peer that does not answer."""
-
-    def call_ended(self, call: Call) -> None:
-        """`call.outcome` is there. Called once for each call."""
-
-
-class CallerJournal(Protocol):
-    """What a caller with a store writes down. A message sent afterwards leaves when this is on disk."""
-
-    def save_outgoing(self, peer: Peer, session: Session) -> None: ...
-    def drop_outgoing(self, peer: Peer) -> None: ...
-    def save_call(self, call: Call) -> None: ...
-    def drop_call(self, call: Call) -> None: ...
 
 
 class Caller:
@@ -622,7 +601,7 @@ class Caller:
         return not any(peer.closing and peer.session is not None for peer in self.peers.values())
 
     def _send_close(self, peer: Peer, session: Session, now_s: float) -> None:
-        peer.backoff_s = min(2 * peer.backoff_s or self.config.close_s / 4, self.config.close_s)
+        peer.backoff_s = min(2 * peer.backoff_s or self.config.close_s * CLOSE_RESEND, self.config.close_s)
         peer.calls_due_s = now_s + peer.backoff_s
         self._timers.set(peer.address, peer.calls_due_s)
         self._offer(peer, Message(Kind.CLOSE, session.life, session.number, floor=session.floor), now_s)

@@ -19,7 +19,7 @@ import trio
 
 from rdsx.addresses import SockAddr, parse_sockaddr, resolve_sockaddr
 from rdsx.calls.callee import Callee
-from rdsx.calls.caller import Caller
+from rdsx.calls.caller import CLOSE_RESEND, Caller
 from rdsx.calls.committer import Commit, Committer
 from rdsx.calls.config import CallConfig
 from rdsx.calls.handlers import Handler, IncomingCall, Registration, Reply, Running, reply_of
@@ -47,7 +47,7 @@ TO_CALLEE = {Kind.OPEN, Kind.CALL, Kind.RELEASE, Kind.CANCEL, Kind.CLOSE, Kind.G
 
 
 class CourierDriver:
-    """The inside of one `Courier`; `caller.Outside` and `callee.CalleeOutside` of its engines."""
+    """The inside of one `Courier`; `Outside` and `CalleeOutside` of its engines."""
 
     def __init__(self, sock: RdsSocket, config: CallConfig, store: SqliteStore | None, life: int, chance: random.Random) -> None:
         self.sock = sock
@@ -127,7 +127,7 @@ class CourierDriver:
     # -- what the engines ask for
 
     def send(self, address: SockAddr, message: Message) -> bool:
-        """See `caller.Outside`."""
+        """See `outside.Outside`."""
         if address in self._awaiting_room:
             return False
         data = emit(message)
@@ -351,6 +351,8 @@ class CourierDriver:
                 await self._progress.park()
         now_s = trio.current_time()
         self.callee.refuse_waiting(now_s)
+        is_owed = bool(self.callee.sessions)  # somebody may wait for answers; else only for one to the end of its session
+        self.callee.part()
         self.caller.part(now_s)
         self._attend(now_s)
         with trio.move_on_after(self.config.close_s):
@@ -358,8 +360,8 @@ class CourierDriver:
                 await self._progress.park()
         if self._committer is not None:
             await self._committer.drain()
-        with trio.move_on_after(self.config.close_s):
-            await self.sock.flush()
+        with trio.move_on_after(self.config.close_s if is_owed else self.config.close_s * CLOSE_RESEND):
+            await self.sock.flush()  # a peer that has gone acknowledges nothing; one that has not would have asked again by then
 
     def give_up(self) -> None:
         """From now on nothing is sent, and nobody waits."""

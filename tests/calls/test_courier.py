@@ -593,3 +593,34 @@ def test_bad_datagrams_are_counted_and_never_answered() -> None:
                 assert courier.statistics().peers == ()
 
     run(main)
+
+
+@pytest.mark.parametrize("first", ["callee", "caller"])
+def test_closing_waits_for_nobody_who_has_gone(first: str) -> None:
+    """Whoever closes first tells the other one: neither waits for answers that nobody can give any more."""
+
+    async def main() -> None:
+        network = VirtualNetwork(1)
+        begun, closed = trio.Event(), {"caller": trio.Event(), "callee": trio.Event()}
+        last = {"callee": "caller", "caller": "callee"}[first]
+
+        async def live(name: str, host: str) -> None:
+            async with rdsx.open_node(host, transport=network, config=node_config(1)) as node:
+                async with rdsx.open_courier(await node.bind(PORT), config=CallConfig(seed=len(name))) as courier:
+                    courier.register(T, lambda call: call.payload)
+                    if name == "caller":
+                        for _ in range(20):
+                            await courier.call((B, PORT), T, b"x")
+                        begun.set()
+                    await begun.wait()
+                    if name == last:
+                        await closed[first].wait()
+                    began_s = trio.current_time()
+                assert trio.current_time() - began_s < 0.3
+            closed[name].set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(live, "callee", B)
+            nursery.start_soon(live, "caller", A)
+
+    run(main)

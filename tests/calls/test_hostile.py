@@ -123,6 +123,6 @@ def test_calls_that_are_given_up_while_they_wait_leave_nothing(order: str) -> No
     (session,) = pair.callee.sessions.values()
     assert session.floor > 2000
     assert pair.callee.holders == 0
-    assert len(pair.callee._queues[MSG_TYPE]) < 200
+    assert len(pair.callee._slots._queues[MSG_TYPE]) < 200
     assert sum(len(lane.waiting) for lane in session.lanes.values()) < 200
     assert pair.callee.ready == 0

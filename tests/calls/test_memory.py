@@ -24,7 +24,7 @@ from rdsx.calls.driver import CourierDriver
 from rdsx.testing import VirtualNetwork, run
 
 T = 0x21
-CALLS = int(os.environ.get("RDSX_CALLS", "8000"))
+CALLS = int(os.environ.get("RDSX_CALLS", "4000"))
 HOUR_S = 3600
 CALM_S = 1.4 * HOUR_S  # longer than leases, and than what the monitor remembers
 TASKS = 20

@@ -8,12 +8,12 @@ import pytest
 import trio
 
 import rdsx
-from contractkit import LEFT, RIGHT, Pair, departs, every_stack, pair
+from contractkit import LEFT, RIGHT, Pair, departs, eventually, every_stack, pair
 from namespaces import HOSTS
 from rdsx.calls import CallConfig, Courier, Executed, IncomingCall
 
 T = 5
-SIZES = (0, 1, 100, 5000, 70_000, 1_000_000)
+SIZES = ((0, 1, 100), (5000, 70_000), (1_000_000,))
 
 
 def cut(stack: str, two: Pair) -> None:
@@ -45,13 +45,13 @@ async def test_both_ways_in_all_sizes_while_connections_are_cut(stack: str) -> N
                 assert await courier.call(peer.address, T, payload) == (0, payload[::-1])
 
             async with trio.open_nursery() as nursery:
-                for size in SIZES:
-                    for _ in range(5 if size < 10_000 else 2):
+                for sizes in SIZES:
+                    for size in sizes:
                         nursery.start_soon(call, here, there, size)
                         nursery.start_soon(call, there, here, size)
                     await trio.lowlevel.checkpoint()
                     cut(stack, two)
-            assert runs == 2 * (4 * 5 + 2 * 2)
+            assert runs == 2 * 6
             assert await here.call(here.address, T, b"me") == (0, b"em")  # a courier may call itself
 
 
@@ -60,7 +60,7 @@ async def test_more_than_sockets_hold(stack: str) -> None:
     """Requests and replies of several times the buffers: senders wait, and nothing is lost or runs twice."""
     async with pair(stack) as two:
         left, right = await two.sockets()
-        config = CallConfig(buffer_bytes=300_000)
+        config = CallConfig(buffer_bytes=100_000)
         async with rdsx.open_courier(left, config=config) as here, rdsx.open_courier(right, config=config) as there:
             seen: list[int] = []
 
@@ -75,14 +75,14 @@ async def test_more_than_sockets_hold(stack: str) -> None:
                 assert await here.call(there.address, T, payload) == (0, payload)
 
             async with trio.open_nursery() as nursery:
-                for number in range(100):
+                for number in range(25):
                     nursery.start_soon(call, number)
-            assert sorted(seen) == list(range(100))
+            assert sorted(seen) == list(range(25))
 
 
 @every_stack
 async def test_a_courier_that_restarts(stack: str) -> None:
-    """Its port is unbound for a while, where every stack swallows what comes; then it is another life, and its caller is told."""
+    """Its port is unbound for a while, where every stack swallows what comes; a call of that time is for the next life."""
     async with pair(stack) as two:
         left, right = await two.sockets()
         config = CallConfig(resend_s=0.05, grace_s=0)
@@ -100,15 +100,13 @@ async def test_a_courier_that_restarts(stack: str) -> None:
             with pytest.raises(rdsx.calls.CallCancelledError) as caught:  # the end of its courier has ended the handler
                 await first.wait()
             assert caught.value.executed is Executed.YES
+            await eventually(lambda: here.statistics().counters.get("resets_received"))  # that this life is over
             second = here.start_call(address, T)
             again = two.right.socket()
             await again.bind(address)
             async with rdsx.open_courier(again, config=config) as there:
                 there.register(T, lambda call: b"new")
-                with pytest.raises(rdsx.calls.PeerRestartedError) as restarted:
-                    await second.wait()
-                assert restarted.value.executed is Executed.MAYBE
-                assert await here.call(address, T) == (0, b"new")
+                assert await second.wait() == (0, b"new")
 
 
 async def test_an_address_that_a_socket_cannot_reach() -> None:

@@ -16,7 +16,8 @@ PUBLIC_MODULES = {"addresses", "ancillary", "calls", "cli", "constants", "diagno
 
 # The modules of `calls` that do no I/O.
 CALLS_CORE = (
-    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "records", "statistics", "tables", "timers", "wire",
+    "callee", "caller", "config", "errors", "holder", "monitor", "outcome", "outgoing", "outside", "records", "slots", "statistics",
+    "tables", "timers", "wire",
 )  # fmt: skip
 
 # The modules of `rdmaip` that do no I/O.
