@@ -5,9 +5,9 @@ Two guests, K with the kernel's RDS and V without. Both ends run `verbs_traffic.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -72,7 +72,7 @@ class Two:
         starts: str = "",
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Two programs to their ends: both start when both are ready, and stop when both have printed `ended`."""
-        async with AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             first, second = [await stack.enter_async_context(guest.start_process(command)) for guest, command in commands]
             for process in (first, second):
                 await process.wait_output("ready", RUN_S)
@@ -273,3 +273,41 @@ async def test_ping(two: Two) -> None:
         lines = (await two.kernel.check(two.kernel.python_command(*ping))).splitlines()
         assert json.loads(lines[-1])["received"] == 3
     assert "WARNING" not in await two.kernel.check("dmesg")
+
+
+async def test_bond_fails_over(two: Two) -> None:
+    """Our address is on a bond, whose first port fails amid a flow: the CM says that the address has changed, and we connect anew.
+
+    Last on this page: the other guest has to learn our link address again after it.
+    """
+    async with bonded(two.verbs):
+        accounts = await two.run(count=MANY, high=20000, strike=fail_port)
+        assert_exact(accounts)
+        assert accounts[0]["drops"]["address_changed"] == 1
+        assert "Active Slave: second" in await two.verbs.check("cat /proc/net/bonding/bond0")
+
+
+async def fail_port(two: Two) -> None:
+    await two.verbs.check("ip link set first_out down")
+
+
+@contextlib.asynccontextmanager
+async def bonded(guest: Guest) -> AsyncIterator[None]:
+    """SMALLER and the device move to a bond of two ports, `first` and `second`, which has the address of the one in use; a bridge joins
+    them to the network card. Soft-RoCE is on the bond: what a bond receives it takes for nobody's if it is on the ports."""
+    await guest.check(f"""
+        modprobe -a bonding veth bridge && rdma link delete rxe0 && ip -4 address flush dev eth0 &&
+        ip link add br0 type bridge && ip link set br0 up && ip link set eth0 master br0 &&
+        ip link add bond0 type bond mode active-backup miimon 50 fail_over_mac active &&
+        for port in first second; do
+            ip link add $port type veth peer name ${{port}}_out && ip link set ${{port}}_out master br0 up && ip link set $port master bond0
+        done &&
+        ip link set bond0 up && ip address add {SMALLER}/24 dev bond0 && rdma link add rxe0 type rxe netdev bond0
+    """)
+    try:
+        yield
+    finally:
+        await guest.check(f"""
+            rdma link delete rxe0; ip link delete bond0; ip link delete first; ip link delete second; ip link delete br0
+            ip address add {SMALLER}/24 dev eth0 && ip address add {LARGER}/24 dev eth0 && rdma link add rxe0 type rxe netdev eth0
+        """)
