@@ -22,6 +22,7 @@ from rdsx.rdmaip.capabilities import explain_missing, missing_capabilities
 from rdsx.rdmaip.config import Config
 from rdsx.rdmaip.events import Event
 from rdsx.rdmaip.facts import ClockFact, Command, Fact, LinkFact, Restore
+from rdsx.rdmaip.hardware import find_rdma_ports, hardware_facts
 from rdsx.rdmaip.hardware_watch import watch_hardware
 from rdsx.rdmaip.listener import Listener
 from rdsx.rdmaip.lock import take_lock
@@ -44,6 +45,7 @@ GROUPS = (
     Groups.LINK | Groups.IPV4_ADDRESS | Groups.IPV6_ADDRESS | Groups.IPV4_RULE | Groups.IPV6_RULE | Groups.IPV4_ROUTE | Groups.IPV6_ROUTE
 )
 CLOCK_S = 10.0  # how often wall time is compared with ours
+MAX_BATCHES = 16  # of what the kernel says, at once: who changes the network without pause cannot keep the agent from acting
 MAX_ACTIONS = 1000  # in one go; far more than any plan has, so that a fault of ours cannot hang the host's agent
 
 
@@ -110,6 +112,7 @@ class Agent:
 
         Cancelled, it finishes the action it is at, which takes microseconds, and does what `on_exit` says before it returns.
         """
+        self._handle(hardware_facts(find_rdma_ports(self._config.ports)))  # before the first plan is made
         self._resync()
         self._settle()
         self._service.ready(f"{len(self._config.addresses)} addresses on {len(self._config.ports)} ports")
@@ -174,6 +177,10 @@ class Agent:
         if self._config.on_exit == "restore":
             self._handle([Restore()])
             self._settle()
+            try:
+                self._backend.withdraw()
+            except OSError as error:
+                log.warning("rules and routes cannot be read to be taken back: %s", error.strerror)
             for path in self._profile.restore():
                 log.warning("%s could not be put back to what it was", path)
 
@@ -219,7 +226,7 @@ class Agent:
     def _take_messages(self) -> None:
         """Hand in all that the kernel has said up to now."""
         try:
-            while True:
+            for _ in range(MAX_BATCHES):
                 messages = self._monitor.receive_nowait()
                 facts = self._backend.facts(messages)
                 if not messages and not facts:

@@ -75,6 +75,23 @@ class Backend:
             return number
         return None
 
+    def withdraw(self) -> None:
+        """Take back all source rules and all routes of ours, also those that others before us have left. What is refused is logged."""
+        self.snapshot()
+        rules, routes = self.state.everything()
+        for ip, priority, table in rules:
+            self._try(rtnetlink.remove_rule(ipaddress.ip_network(ip), table, priority, mark=self._config.mark))
+        for port, destination in routes:
+            table = self._config.table(port)
+            self._try(rtnetlink.remove_route(destination, self._link(port).index, table, mark=self._config.mark))
+
+    def _try(self, request: bytes) -> None:
+        try:
+            self._commands.execute(request)
+        except OSError as error:
+            if error.errno not in ALREADY_SO:
+                log.warning("a rule or route cannot be taken back: %s", error.strerror)
+
     def _link(self, port: str) -> Link:
         link = self.state.link(port)
         if link is None:

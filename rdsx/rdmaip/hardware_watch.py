@@ -19,20 +19,24 @@ __all__ = ["watch_hardware"]
 log = logging.getLogger("rdsx.rdmaip")
 
 POLL_S = 1.0
+SEARCH_S = 60.0  # how often devices are looked for that have come, or gone
 
 
 async def watch_hardware(interfaces: Iterable[str], report: Callable[[list[Fact]], None]) -> None:
-    """Report the hardware states of these interfaces now and whenever one changes, until cancelled. Returns where there is no RDMA."""
-    ports = find_rdma_ports(interfaces)
-    if not ports:
-        return
-    watch = HardwareWatch(ports, report)
-    async with trio.open_nursery() as tasks:
-        for device in {port.device for port in ports.values()}:
-            tasks.start_soon(watch.follow_events, device)
-        while True:
-            watch.look()
-            await trio.sleep(POLL_S)
+    """Report the hardware states of these interfaces now and whenever one changes, until cancelled. Devices may come and go."""
+    interfaces = tuple(interfaces)
+    ports: dict[str, RdmaPort] = {}
+    while True:
+        former, ports = ports, find_rdma_ports(interfaces)
+        if former.keys() - ports.keys():
+            report([HardwareFact(name, None) for name in former.keys() - ports.keys()])
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(HardwareWatch(ports, report).run)
+            while True:
+                await trio.sleep(SEARCH_S)
+                if find_rdma_ports(interfaces) != ports:
+                    break
+            tasks.cancel_scope.cancel()
 
 
 class HardwareWatch:
@@ -42,6 +46,17 @@ class HardwareWatch:
         self._ports = ports
         self._report = report
         self._reported: list[HardwareFact] = []
+
+    async def run(self) -> None:
+        """Until cancelled; at once where there is nothing to watch."""
+        if not self._ports:
+            return
+        async with trio.open_nursery() as tasks:
+            for device in {port.device for port in self._ports.values()}:
+                tasks.start_soon(self.follow_events, device)
+            while True:
+                self.look()
+                await trio.sleep(POLL_S)
 
     def look(self) -> None:
         """Read all states; report those that are news."""

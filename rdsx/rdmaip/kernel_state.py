@@ -54,6 +54,11 @@ class KernelState:
         """(priority, table) of our source rules of an address, the one that counts first."""
         return sorted(self._rules.get(ip, ()))
 
+    def everything(self) -> tuple[list[tuple[str, int, int]], list[tuple[str, IpNetwork]]]:
+        """All rules of ours (address, priority, table), and all routes in our tables (port, destination)."""
+        rules = [(ip, *rule) for ip, found in self._rules.items() for rule in found]
+        return rules, [(port, destination) for port, found in self._routes.items() for destination in found]
+
     def wanted(self, port: str) -> tuple[IpNetwork, ...]:
         """The subnets that the table of a port should have a route to."""
         return self._wanted[port]

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 
-__all__ = ["AgentRunningError", "take_lock"]
+__all__ = ["AgentRunningError", "is_locked", "take_lock"]
 
 NAME = "\0rdsx-rdmaip"
 
 
 class AgentRunningError(OSError):
     """EADDRINUSE: another agent serves this network namespace."""
+
+
+def is_locked(root: Path = Path("/")) -> bool:
+    """Whether an agent serves this thread's network namespace. Only looks."""
+    sockets = (root / "proc/thread-self/net/unix").read_text(errors="replace").splitlines()
+    return any(line.endswith(" " + NAME.replace("\0", "@")) for line in sockets)
 
 
 def take_lock() -> socket.socket:

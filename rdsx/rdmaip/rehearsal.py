@@ -72,6 +72,10 @@ class Rehearsal:
                 pass  # an announcement leaves nothing behind
         return None
 
+    def withdraw(self) -> None:
+        """Log it."""
+        log.info("would take back all rules and routes")
+
     def _is_imagined(self, fact: Fact) -> bool:
         match fact:
             case AddressFact():

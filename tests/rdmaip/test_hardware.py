@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 
 from rdsx.rdmaip.facts import Fact, HardwareFact
 from rdsx.rdmaip.hardware import RdmaPort, find_rdma_ports, hardware_facts
-from rdsx.rdmaip.hardware_watch import POLL_S, HardwareWatch, watch_hardware
+from rdsx.rdmaip.hardware_watch import POLL_S, SEARCH_S, HardwareWatch, watch_hardware
 
 GID = "fe80:0000:0000:0000:0002:c903:000e:0b72"
 
@@ -84,5 +85,22 @@ async def test_states_are_polled_where_events_cannot_be_had(
     assert reported == [[HardwareFact("eth0", True)], [HardwareFact("eth0", False)]]
 
 
-async def test_without_rdma_there_is_nothing_to_watch(autojump_clock: trio.testing.MockClock) -> None:
-    await watch_hardware(["no-such-interface"], lambda facts: pytest.fail(f"{facts}"))
+async def test_devices_come_and_go(tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdsx.rdmaip.hardware_watch.find_rdma_ports", lambda names: find_rdma_ports(names, tmp_path))
+    reported: list[list[Fact]] = []
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(watch_hardware, ["eth0"], reported.append)
+        await trio.sleep(SEARCH_S / 2)
+        assert reported == []
+        add_port(tmp_path, "no_such_device", 1, gid_attrs__ndevs__0="eth0")
+        await trio.sleep(SEARCH_S)
+        assert reported == [[HardwareFact("eth0", True)]]
+        shutil.rmtree(tmp_path / "sys")
+        await trio.sleep(POLL_S)
+        assert reported[1:] == [[HardwareFact("eth0", None)]]
+        await trio.sleep(SEARCH_S)
+        assert reported[2:] == [[HardwareFact("eth0", None)]]
+        add_port(tmp_path, "no_such_device", 1, "1: DOWN", gid_attrs__ndevs__0="eth0")
+        await trio.sleep(SEARCH_S)
+        assert reported[3:] == [[HardwareFact("eth0", False)]]
+        tasks.cancel_scope.cancel()

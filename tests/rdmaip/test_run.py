@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from rdmaip.topology import Host, Topology
 from rdsx.cli.group import main
+from rdsx.rdmaip.lock import is_locked
 
 GUARD_S = 30.0
 CONFIG = """
@@ -134,8 +135,15 @@ def test_the_life_of_an_agent(command: Command) -> None:
 
 
 def test_a_second_agent_is_refused(command: Command) -> None:
+    with command.host.inside():
+        assert not is_locked()
     agent = command.start("run", command.file)
     read_until(agent, "put on p1", [])
+    with command.host.inside():
+        assert is_locked()
+        assert (
+            "ok agent: one serves this network namespace already" in CliRunner().invoke(main, ["rdmaip", "check", str(command.file)]).output
+        )
     second = command.start("run", command.file)
     _, errors = second.communicate(timeout=GUARD_S)
     assert second.returncode == 1

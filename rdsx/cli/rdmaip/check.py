@@ -16,6 +16,7 @@ from rdsx.cli.rdmaip.plan import describe_plan
 from rdsx.rdmaip.capabilities import explain_missing, missing_capabilities
 from rdsx.rdmaip.checks import Finding, check_config, check_managers
 from rdsx.rdmaip.config import Config, ConfigError
+from rdsx.rdmaip.lock import is_locked
 from rdsx.rdmaip.plan import make_plan
 from rdsx.rdmaip.profile import inspect
 from rdsx.rdmaip.surroundings import find_managers, is_clock_synchronised
@@ -64,6 +65,8 @@ def check_host(config: Config) -> list[Finding]:
                 else f"run: sysctl -w {setting.path}={setting.wanted}"
             )
             findings.append(Finding(level, setting.port, text, remedy))
+    if is_locked():
+        findings.append(Finding("ok", "agent", "one serves this network namespace already; `rdsx rdmaip status` asks it"))
     missing = missing_capabilities()
     if missing:
         findings.append(Finding("warning", "permissions", explain_missing(missing)))
