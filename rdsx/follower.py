@@ -89,6 +89,8 @@ class Follower:
         if change.after is None:
             if change.before is not None:
                 self._silent[key] = change.before
+                if len(self._silent) > self._driver.config.max_peers:  # of peers that were forgotten meanwhile, for instance
+                    del self._silent[next(iter(self._silent))]
             return
         silent = self._silent.pop(key, None)
         before = change.before or silent

@@ -198,12 +198,12 @@ class ToldNetwork(VirtualNetwork):
         return self.script
 
 
-async def told(story: Callable[[Scene, Script], Awaitable[None]]) -> None:
+async def told(story: Callable[[Scene, Script], Awaitable[None]], max_peers: int = 4096) -> None:
     """A scene whose smaller node hears what the test tells; the larger one hears nothing."""
     script = Script()
     network = ToldNetwork(script)
     async with (
-        rdsx.open_node(SMALLER, transport=network, config=rdsx.NodeConfig(seed=1, sequence_base=1)) as a,
+        rdsx.open_node(SMALLER, transport=network, config=rdsx.NodeConfig(seed=1, sequence_base=1, max_peers=max_peers)) as a,
         rdsx.open_node(LARGER, transport=network, config=rdsx.NodeConfig(seed=2, sequence_base=1, follow_moves=False)) as b,
     ):
         with await a.bind(4000) as left, await b.bind(4000) as right:
@@ -287,6 +287,20 @@ def test_many_moves_at_once_are_one_trial() -> None:
         assert (one.survived, one.drops) == ([1, 0], [{}, {}])
 
     run(told, story, seed=1)
+
+
+def test_what_is_remembered_of_silent_peers_is_bounded() -> None:
+    """With room for one, the one that fell silent last is known again."""
+
+    async def story(one: Scene, script: Script) -> None:
+        for port in ("p0", "p1"):
+            script.tell(NeighbourChange(LARGER, port, MAC, None))
+        for port, survived in (("p0", 0), ("p1", 1)):
+            script.tell(NeighbourChange(LARGER, port, None, OTHER_MAC))
+            await trio.sleep(1)
+            assert one.survived == [survived, 0]
+
+    run(told, story, 1, seed=1)
 
 
 def test_a_move_during_a_trial_begins_it_anew() -> None:

@@ -18,6 +18,7 @@ from rdsx.moves import AddressChange, NeighbourChange  # noqa: E402
 
 A, B = "10.0.0.1", "10.0.0.2"
 MAC, OTHER_MAC = b"\0\0\0\0\0\1", b"\0\0\0\0\0\2"
+SOON_S = 0.2  # both ends ask at once, and refuse each other, until random delays let one in
 AWAY = AddressChange(A, ("p0",), ("p1",))
 
 
@@ -70,9 +71,9 @@ async def test_an_own_address_that_moves(fabric: Any, monkeypatch: pytest.Monkey
             began_s = trio.current_time()
             fabric.script.tell(AWAY)
             await trio.testing.wait_all_tasks_blocked()
-            assert drops(a) == {"address_moved": 1}
+            assert drops(a)["address_moved"] == 1
             await settle(left, right)
-            assert trio.current_time() - began_s < 0.1
+            assert trio.current_time() - began_s < SOON_S
             assert fabric.moved == [A]
             assert a.statistics().moves_survived == 0
 
@@ -87,7 +88,7 @@ async def test_a_peers_address_that_moves(fabric: Any, monkeypatch: pytest.Monke
             assert (drops(a), fabric.connections) == ({}, 1)
             fabric.script.tell(NeighbourChange(B, "p0", MAC, OTHER_MAC))
             await trio.testing.wait_all_tasks_blocked()
-            assert drops(a) == {"peer_moved": 1}
+            assert drops(a)["peer_moved"] == 1
             await settle(left, right)
             assert fabric.moved == []
 
@@ -113,8 +114,8 @@ async def test_a_device_that_does_not_know_the_address_yet_is_asked_again_soon(f
             await trio.testing.wait_all_tasks_blocked()
             left.sendto_nowait(b"waits", (B, 4000))
             assert await right.recv() == b"waits"
-            assert drops(a) == {"address_moved": 1, "address_absent": 1, "unreachable": 3}
-            assert 0.08 <= trio.current_time() - began_s < 0.5
+            assert (drops(a)["address_absent"], drops(a)["unreachable"]) == (1, 3)
+            assert 0.08 <= trio.current_time() - began_s < 0.08 + SOON_S
 
 
 async def test_messages_under_way_arrive_once_and_in_order(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,9 @@ async def test_messages_under_way_arrive_once_and_in_order(fabric: Any, monkeypa
 
             async def move() -> None:
                 for number in range(5):
-                    await trio.sleep(0.015)
+                    await trio.sleep(0.003)
+                    while a.statistics().connections[0].state != "up":
+                        await trio.sleep(0.001)
                     fabric.script.tell(AddressChange(A, (f"p{number}",), (f"p{number + 1}",)))
 
             async with trio.open_nursery() as nursery:
@@ -142,6 +145,5 @@ async def test_messages_under_way_arrive_once_and_in_order(fabric: Any, monkeypa
                     nursery.start_soon(send, one, other)
                     nursery.start_soon(receive, other)
                 nursery.start_soon(move)
-            # Some moves find no connection: both ends dial, and may meet each other's requests for a while.
-            assert drops(a)["address_moved"] >= 2
-            assert fabric.connections >= 2
+            assert drops(a)["address_moved"] == 5
+            assert fabric.connections >= 6
