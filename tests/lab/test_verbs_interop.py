@@ -159,7 +159,7 @@ async def test_resets(two: Two) -> None:
 async def test_type_of_service(two: Two) -> None:
     """Each has a connection of its own, for both ends, whoever asks for it."""
     for ours, kernels in ((7, 7), (3, 5)):
-        accounts = await two.run(count=FEW, high=50000, options=["--tos", str(ours)], kernels_options=["--tos", str(kernels)], resets=1)
+        accounts = await two.run(count=FEW, high=50000, options=["--tos", str(ours)], kernels_options=["--tos", str(kernels)])
         assert_exact(accounts)
         listed = [{one["tos"]: one for one in account["ib"]} for account in accounts]
         for tos in (ours, kernels):
