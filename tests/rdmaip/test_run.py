@@ -50,7 +50,7 @@ class Command:
         self.file.write_text(CONFIG.format(control=self.control, extra=extra))
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "rdsx.cli", "rdmaip", *map(str, arguments)]
+        command = [sys.executable, "-P", "-m", "rdsx.cli", "rdmaip", *map(str, arguments)]
         with self.host.inside():
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", env=os.environ | {"COLUMNS": "150"}

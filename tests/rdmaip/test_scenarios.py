@@ -370,7 +370,7 @@ def test_a_capability_is_missing_from_the_start(make_cluster: Callable[..., Clus
     host = make_cluster("h1").hosts["h1"]
     file = tmp_path / "rdmaip.toml"
     file.write_text(config_text({"10.9.0.11/24": "p0"}))
-    command = ["setpriv", f"--bounding-set=-{missing}", sys.executable, "-m", "rdsx.cli", "rdmaip", "run", str(file)]
+    command = ["setpriv", f"--bounding-set=-{missing}", sys.executable, "-P", "-m", "rdsx.cli", "rdmaip", "run", str(file)]
     with host.inside():
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1

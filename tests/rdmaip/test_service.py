@@ -123,7 +123,8 @@ def test_the_agent_under_systemd(make_topology: Callable[..., Topology], systemd
     systemd.settimeout(GUARD_S)
     environment = os.environ | {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "100000"}
     with host.inside():
-        agent = subprocess.Popen([sys.executable, "-m", "rdsx.cli", "rdmaip", "run", str(file)], env=environment, stderr=subprocess.PIPE)
+        command = [sys.executable, "-P", "-m", "rdsx.cli", "rdmaip", "run", str(file)]
+        agent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     assert agent.stderr is not None
     with agent.stderr:
         assert systemd.recv(100) == b"READY=1\nSTATUS=2 addresses on 2 ports"
