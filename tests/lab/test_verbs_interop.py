@@ -275,6 +275,63 @@ async def test_ping(two: Two) -> None:
     assert "WARNING" not in await two.kernel.check("dmesg")
 
 
+async def test_agent_moves_the_address(two: Two) -> None:
+    """Our address is on one of two devices, whose port fails amid a flow: `rdsx rdmaip` moves it, and the node follows to the other.
+
+    First with a kernel; then with a node of ours that counts, so that the one that moves has atomics under way: each has one outcome, and
+    those that were dropped were done once or not at all.
+    """
+    config = two.scratch / "rdmaip.toml"
+    config.write_text(f"""
+[rdmaip]
+control = "/run/rdmaip.sock"
+[[group]]
+name = "fabric"
+ports = ["first", "second"]
+subnets = ["10.77.0.0/24"]
+address = [{{ ip = "{SMALLER}/24", home = "first" }}]
+""")
+    agent = two.verbs.python_command("-m", "rdsx.cli", "rdmaip", "run", config)
+    async with two_devices(two.verbs), two.verbs.start_process(agent) as process:
+        await process.wait_output("port first settled", RUN_S)
+        accounts = await two.run(count=MANY, high=20000, strike=fail_port)
+        assert_exact(accounts)
+        assert accounts[0]["drops"]["address_moved"] == 1
+        assert f"inet {SMALLER}/32" in await two.verbs.check("ip -4 address show dev second")
+        await two.verbs.check("ip link set first_out up")
+        await process.wait_output(f"{SMALLER} moved second -> first", RUN_S)
+        await two.kernel.check("modprobe -r rds_rdma && modprobe -a rdma_ucm ib_uverbs")
+        adds = two.command(two.verbs, ["$0.in", "verbs", SMALLER, KERNEL, "adds"], OPERATIONS)
+        counts = two.command(two.kernel, ["$0.in", "verbs", KERNEL, SMALLER, "counts"], OPERATIONS)
+        added, counted = await two.converse([(two.verbs, adds), (two.kernel, counts)], ended='{"', strike=fail_port)
+        await two.kernel.check("modprobe rds_rdma")
+        succeeded, dropped = (added["outcomes"].get(name, 0) for name in ("SUCCESS", "DROPPED"))
+        assert (succeeded + dropped, added["unique"]) == (1600, True)
+        assert succeeded <= counted["number"] <= succeeded + dropped
+        assert added["drops"]["address_moved"] == 1
+
+
+@contextlib.asynccontextmanager
+async def two_devices(guest: Guest) -> AsyncIterator[None]:
+    """SMALLER is on `first` of two ports, each with soft-RoCE; a bridge joins them to the network card."""
+    await guest.check(f"""
+        modprobe -a veth bridge && rdma link delete rxe0 && ip -4 address flush dev eth0 &&
+        ip link add br0 type bridge && ip link set br0 up && ip link set eth0 master br0 &&
+        for port in first second; do
+            ip link add $port type veth peer name ${{port}}_out && ip link set ${{port}}_out master br0 up && ip link set $port up &&
+            rdma link add rxe_$port type rxe netdev $port
+        done &&
+        ip address add {SMALLER}/24 dev first
+    """)
+    try:
+        yield
+    finally:
+        await guest.check(f"""
+            rdma link delete rxe_first; rdma link delete rxe_second; ip link delete first; ip link delete second; ip link delete br0
+            ip address add {SMALLER}/24 dev eth0 && ip address add {LARGER}/24 dev eth0 && rdma link add rxe0 type rxe netdev eth0
+        """)
+
+
 async def test_bond_fails_over(two: Two) -> None:
     """Our address is on a bond, whose first port fails amid a flow: the CM says that the address has changed, and we connect anew.
 
