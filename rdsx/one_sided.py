@@ -181,8 +181,6 @@ class OneSided:
                 path, port = await task.sock._path_to(address)
                 if not path.local:
                     await self._wait_heard(path)
-                    if path.supervisor.link is None:
-                        continue
                 if len(self._pending.get(path, ())) >= MAX_PENDING:
                     await self._room.park()
                     task.sock._check_open()
@@ -197,11 +195,11 @@ class OneSided:
             raise
 
     async def _wait_heard(self, path: Path) -> None:
-        """Until the peer has spoken, so that it is known what it can do. UnsupportedError if it takes no operations."""
+        """Until there is a link on which the peer has spoken, so that it is known what it can do. UnsupportedError if it takes none."""
         supervisor = path.supervisor
         connection = supervisor.connection
         with self._driver.awaiting(path):
-            while not connection.heard:
+            while not connection.heard or supervisor.link is None:
                 supervisor.kick()
                 await self._driver.heard.park()
                 if path.forgotten:

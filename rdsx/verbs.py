@@ -96,7 +96,8 @@ class VerbsOneSided(OneSided):
         if destination is not None:
             path, _ = await sock._path_to(destination)
             if not path.local:
-                return await self._device(path)
+                await self._wait_heard(path)
+                return path.supervisor.link.device
         assert sock._host is not None
         return cast(VerbsDriver, self._driver).verbs.device(sock._host)
 
@@ -113,15 +114,14 @@ class VerbsOneSided(OneSided):
             register = partial(place.register_dmabuf, buffer.fd, buffer.offset, buffer.length)
         else:
             register = partial(place.register, lease.address, lease.length, writable=True, for_peers=True)
-        # Each page is pinned: 100 ms and more for 16 MiB that nobody has touched yet.
-        found: Registration = await trio.to_thread.run_sync(register) if lease.length > QUICK_BYTES else register()
+        found: Registration | None = None
+        while found is None or found.rkey in self.regions:  # each device gives keys of its own
+            former = found
+            # Each page is pinned: 100 ms and more for 16 MiB that nobody has touched yet.
+            found = await trio.to_thread.run_sync(register) if lease.length > QUICK_BYTES else register()
+            if former is not None:
+                former.close()
         return found
-
-    async def _device(self, path: Path) -> Any:
-        while True:
-            await self._wait_heard(path)
-            if path.supervisor.link is not None:
-                return path.supervisor.link.device
 
     def _local(self, task: Task, path: Path) -> tuple[int, int]:
         if task.masked:
