@@ -25,7 +25,7 @@ class RdmaOutcome(IntEnum):
     DROPPED = 3
     """The connection was lost: it was done once, or not at all. It is not repeated, and its message is not sent."""
     OTHER_ERROR = 4
-    """It failed in another way, such as memory that is not where the device looks for it any more."""
+    """It failed in another way: the device gave up waiting for the answer, for instance. It may have been done."""
 
 
 @final

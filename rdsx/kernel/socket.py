@@ -47,6 +47,7 @@ MSG_CTRUNC, MSG_DONTWAIT, MSG_OOB, MSG_PEEK, MSG_TRUNC = (
     socket.MSG_TRUNC,
 )
 MSG_ERRQUEUE, MSG_ZEROCOPY = socket.MSG_ERRQUEUE, 0x4000000
+REGISTER_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # a duel of connects is over within a second (kernel 6.1, soft-RoCE)
 SEND_TIMEOUTS = (socket.SO_SNDTIMEO, SO_SNDTIMEO_NEW)
 RECEIVE_TIMEOUTS = (socket.SO_RCVTIMEO, SO_RCVTIMEO_NEW)
 TIMEVAL_BYTES = 16
@@ -446,14 +447,28 @@ class KernelSocket(RdsSocket):
             if destination is None:
                 self._register(args)
             else:
-                # The device is known once there is a connection, and there is one once something is sent.
                 host, _ = await resolved(destination)
-                await self._send([], [args.control()], 0, host.sockaddr(NOBODYS_PORT))
+                await self._register_for(args, host.sockaddr(NOBODYS_PORT))
         except BaseException:
             lease.release()
             raise
         self._operations.registered(cookie.value, lease)
         return cookie.value
+
+    async def _register_for(self, args: GetMrArgs, nobody: SockAddr) -> None:
+        """The device is known once there is a connection, and there is one once something is sent.
+
+        The kernel says EINVAL while it replaces its queue pair: two ends that connect at the same time refuse each other at first.
+        """
+        for pause_s in REGISTER_PAUSES_S:
+            try:
+                await self._send([], [args.control()], 0, nobody)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL or not 0 < args.vector.length < 2**32:
+                    raise
+            await trio.sleep(pause_s)
+        await self._send([], [args.control()], 0, nobody)
 
     def _register(self, args: GetMrArgs) -> None:
         try:
