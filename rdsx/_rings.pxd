@@ -131,12 +131,14 @@ cdef class Rings:
     cdef unsigned char* send_memory
     cdef uint32_t max_inline_bytes              # frames up to this are copied into the work request
     cdef readonly bint solicited_only           # the receive queue wakes us for solicited completions only
+    cdef readonly uint32_t fragment_bytes       # payload of each frame of a message but the last: both ends have the same
     cdef uint32_t signal_every                  # one frame in so many is signalled
     # sending
     cdef uint32_t unsignalled                   # frames since the last signalled one
     cdef uint32_t built                         # work requests made and not yet posted
     cdef uint32_t frames                        # ... of them frames, which take a receive of the peer each
     cdef uint32_t allowed                       # frames that credits allow in this batch
+    cdef uint32_t open_bytes                    # of the packed frame that was built last, and may take more messages; else 0
     cdef list operations                        # posted: (counter of send_ring, Operation), oldest first
     cdef bytes map_bits                         # the map being sent, or None
     cdef bytes map_extensions                   # ... and its extension headers, or None
@@ -157,12 +159,14 @@ cdef class Rings:
     cdef Header header                          # first header of the message being put together
     cdef unsigned char first_extensions[16]
     cdef object payload                         # the message being put together; None: nobody gets it
+    cdef uint32_t fragment                      # payload bytes of the frame that belonged to the message last taken in
     cdef uint32_t remaining                     # bytes of it still to come; 0: none is being put together
     # the end
     cdef readonly bint broken                   # the queue pair is of no use any more
     cdef readonly str reason                    # why, as it is counted
     cdef readonly str detail
     cdef int count_credits(self, uint32_t available, uint32_t owed) except -1
+    cdef bint takes_whole_messages(self) noexcept
     cdef bint has_room(self) noexcept
     cdef bint has_frames(self) noexcept
     cdef void note_blocked(self) noexcept
@@ -170,6 +174,8 @@ cdef class Rings:
     cdef unsigned char* next_frame(self) noexcept
     cdef int build_map(self) except -1
     cdef bint build_message(self) except -1
+    cdef bint append_message(self) noexcept
+    cdef void store_message_header(self, unsigned char* frame, Sent* slot, uint8_t credit) noexcept
     cdef int build_operation(self, Operation operation) except -1
     cdef void build_ack(self) noexcept
     cdef void build(self, uint32_t frame_bytes, unsigned int flags) noexcept
@@ -179,6 +185,7 @@ cdef class Rings:
     cdef int finish_operations(self) except -1
     cdef int fail_operation(self, uint32_t counter, ibv_wc_status status) except -1
     cdef int take_in(self, ibv_wc* completion) except -1
+    cdef int read_header(self, const unsigned char* frame, Header* header) except -1
     cdef int take_fragment(self, Header* header, const unsigned char* data, uint32_t size) except -1
     cdef int begin(self, Header* header) except -1
     cdef int take_message(self) except -1

@@ -57,6 +57,7 @@ class Rings:
     credits: Credits | None
     offered: bool
     solicited_only: bool
+    fragment_bytes: int
     acking: bool
     blocked: bool
     starved: bool
@@ -91,6 +92,9 @@ class Rings:
         """Nothing is to be sent, or nothing may be before the peer has spoken."""
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
+    def pack_frames(self) -> None:
+        """Both ends said that they take packed frames: a frame has 4,096 bytes at most, header included, and as many whole messages as
+        fit, one behind the other. Before the first frame."""
     def offer_credits(self) -> int:
         """How many receives are posted, to be announced to the peer as the connection is made. Credits are counted if it announces some,
         too: use_credits(); or if its first frame grants some."""
@@ -100,9 +104,9 @@ class Rings:
     def transmit(self) -> int:
         """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many work requests.
 
-        Our map first if one is due, then messages, resends before new ones, each behind its operation if it has one; a pure
-        acknowledgement if one is due and nothing else goes. Afterwards `blocked` says whether something is left that waits for
-        completions, and `starved` whether for credits.
+        Our map first if one is due, then messages, resends before new ones, each behind its operation if it has one; small ones share a
+        frame where pack_frames() was called. A pure acknowledgement if one is due and nothing else goes. Afterwards `blocked` says whether
+        something is left that waits for completions, and `starved` whether for credits.
         """
     def flush(self) -> None:
         """See to it that in_flight falls to 0 once everything posted has arrived: posts an acknowledgement, which is always signalled."""

@@ -3,16 +3,17 @@ messages.
 
 Knows devices only as six functions and four addresses (`Nic`), so a test puts a fake one there. Knows no sockets, tasks or clocks, and
 nothing of who made the queue pair: the link that owns a `Rings` waits for the completion channel. A frame is a header and up to 4 KiB of
-payload, side by side in one slot of registered memory; payloads are copied into slots and out of them, so of a user's memory only
-that of one-sided operations is ever in a device's hands, under a lease. Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work
-request names it; what a peer sends can break the link, and nothing else.
+payload, side by side in one slot of registered memory, or between rdsx nodes several small messages one behind the other; payloads are
+copied into slots and out of them, so of a user's memory only that of one-sided operations is ever in a device's hands, under a lease.
+Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work request names it; what a
+peer sends can break the link, and nothing else.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, strerror
+from libc.string cimport memcpy, memset, strerror
 
 from rdsx._fast cimport *
 from rdsx._operation cimport *
@@ -68,6 +69,9 @@ cdef enum:
     CREDIT_UPDATE = 16              # the kernel sends a frame for so many unadvertised receives
     MAX_GRANT = 255                 # h_credit has 8 bits
     MAX_CREDITS = 65535             # the kernel counts them in 16 bits
+    PACKED_FRAME_BYTES = 4096       # of a packed frame at most: whole packets, whatever the path MTU
+    PACKED_FRAGMENT_BYTES = PACKED_FRAME_BYTES - HEADER_BYTES
+    PACKED_ALIGNMENT = 8            # of each header in a packed frame
     MIN_SLOTS = 4
     MAX_SLOTS = 32768               # largest power of two in the 16 bits that credits are counted in
     WIRE_MAX_BYTES = 1048576        # RDS_MAX_MSG_SIZE: nobody sends more
@@ -163,7 +167,7 @@ def ring_bytes(uint32_t send_slots, uint32_t receive_slots):
 cdef class Rings:
     def __cinit__(self, Path path not None, Nic nic not None, *, uintptr_t memory, uint64_t memory_bytes, uint32_t lkey,
                   uint32_t send_slots=256, uint32_t receive_slots=1024, uint32_t max_inline_bytes=0):
-        cdef uint32_t slots, fragments
+        cdef uint32_t slots
         for slots in (send_slots, receive_slots):
             if not MIN_SLOTS <= slots <= MAX_SLOTS:
                 raise ValueError(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
@@ -180,9 +184,8 @@ cdef class Rings:
         self.send_memory = self.receive_memory + <size_t>receive_slots * SLOT_BYTES
         self.max_inline_bytes = max_inline_bytes
         self.signal_every = max(1, min(<uint32_t>SIGNAL_EVERY, send_slots // 4))
-        # Woken only at the end of a message, we must not run out of slots in the middle of it.
-        fragments = (path.core.max_message_bytes + FRAGMENT_BYTES - 1) // FRAGMENT_BYTES
-        self.solicited_only = receive_slots >= 2 * fragments
+        self.fragment_bytes = FRAGMENT_BYTES
+        self.solicited_only = self.takes_whole_messages()
         self.operations = []
         self.send_slots = <SendSlot*>PyMem_Calloc(send_slots, sizeof(SendSlot))
         self.receive_slots = <ReceiveSlot*>PyMem_Calloc(receive_slots, sizeof(ReceiveSlot))
@@ -229,6 +232,16 @@ cdef class Rings:
             self.credits.posted(count)
         return count
 
+    cdef bint takes_whole_messages(self) noexcept:
+        """Whether two messages fit into the receive ring: woken only at the end of one, we must not run out of slots in the middle of it."""
+        cdef uint32_t fragments = (self.path.core.max_message_bytes + self.fragment_bytes - 1) // self.fragment_bytes
+        return self.receive_ring.size >= 2 * fragments
+
+    def pack_frames(self):
+        """The peer said that it takes packed frames, and we did: both send them from the first frame on."""
+        self.fragment_bytes = PACKED_FRAGMENT_BYTES
+        self.solicited_only = self.solicited_only and self.takes_whole_messages()
+
     def offer_credits(self):
         """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it counts."""
         self.offered = True
@@ -256,10 +269,12 @@ cdef class Rings:
         if self.broken:
             return 0
         self.allowed = 0xFFFFFFFF if self.credits is None else self.credits.sendable()
-        while self.has_room() and self.has_frames():
+        while self.has_frames():
             if self.map_bits is not None or (path.partial == 0 and path.is_map_due()):
+                if not self.has_room():
+                    break
                 self.build_map()
-            elif not self.build_message():
+            elif not self.append_message() and not (self.has_room() and self.build_message()):
                 break
         if self.frames:
             if path.ack_due:
@@ -310,6 +325,7 @@ cdef class Rings:
         """Our map, as it is when its first frame is built; it may take several batches."""
         cdef Path path = self.path
         cdef unsigned char* frame
+        cdef uint32_t size
         if self.map_bits is None:
             self.map_bits = bytes(path.table.congestion)
             self.map_extensions = path.hello if path.map_owed else None
@@ -320,9 +336,10 @@ cdef class Rings:
             store_header(frame, 0, self.acked, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP, self.grant(),
                          NULL if self.map_extensions is None else <unsigned char*>PyBytes_AS_STRING(self.map_extensions))
             store_checksum(frame)
-            memcpy(frame + HEADER_BYTES, PyBytes_AS_STRING(self.map_bits) + self.map_at, FRAGMENT_BYTES)
-            self.map_at += FRAGMENT_BYTES
-            self.build(HEADER_BYTES + FRAGMENT_BYTES, IBV_SEND_SOLICITED if self.map_at == MAP_BYTES else 0)
+            size = min(<uint32_t>MAP_BYTES - self.map_at, self.fragment_bytes)
+            memcpy(frame + HEADER_BYTES, PyBytes_AS_STRING(self.map_bits) + self.map_at, size)
+            self.map_at += size
+            self.build(HEADER_BYTES + size, IBV_SEND_SOLICITED if self.map_at == MAP_BYTES else 0)
             if self.map_at == MAP_BYTES:
                 self.map_bits = None
                 break
@@ -347,14 +364,12 @@ cdef class Rings:
         path.pick(path.cursor)
         while self.has_room():
             frame = self.next_frame()
-            size = <uint32_t>min(slot.length - offset, <size_t>FRAGMENT_BYTES)
+            size = <uint32_t>min(slot.length - offset, <size_t>self.fragment_bytes)
             credit = self.grant()
             if template != NULL:
                 memcpy(frame, template, HEADER_BYTES)
             else:
-                store_header(frame, slot.sequence, self.acked, slot.length, slot.sport, slot.dport, slot.flags, credit,
-                             NULL if slot.extensions == NULL else <unsigned char*>PyBytes_AS_STRING(<object>slot.extensions))
-                store_checksum(frame)
+                self.store_message_header(frame, slot, credit)
                 if credit == 0:
                     template = frame
             if size:
@@ -363,10 +378,39 @@ cdef class Rings:
             # Where credits end in the middle of a message, a kernel has to wake up all the same, to give more.
             self.build(HEADER_BYTES + size, flags | (IBV_SEND_SOLICITED if offset == slot.length or self.frames + 1 == self.allowed else 0))
             if offset == slot.length:
+                if self.fragment_bytes == PACKED_FRAGMENT_BYTES:
+                    self.open_bytes = HEADER_BYTES + size
                 path.wrote(slot)
                 break
             path.partial = HEADER_BYTES + offset
         return True
+
+    cdef bint append_message(self) noexcept:
+        """The message at the cursor as a part of the frame built last, if that is a packed one and has room for all of it; else False."""
+        cdef Path path = self.path
+        cdef Sent* slot = path.slot(path.cursor)
+        cdef SendSlot* last
+        cdef unsigned char* frame
+        cdef uint32_t at = packed_at(self.open_bytes)
+        if self.open_bytes == 0 or slot.operation != NULL or at + HEADER_BYTES + slot.length > PACKED_FRAME_BYTES:
+            return False
+        path.pick(path.cursor)
+        last = &self.send_slots[self.send_ring.position(self.send_ring.allocated - 1)]
+        frame = <unsigned char*><uintptr_t>last.sge.addr
+        memset(frame + self.open_bytes, 0, at - self.open_bytes)
+        self.store_message_header(frame + at, slot, 0)
+        if slot.length:
+            copy(frame + at + HEADER_BYTES, PyBytes_AS_STRING(<object>slot.payload), slot.length)
+        last.sge.length = self.open_bytes = at + HEADER_BYTES + slot.length
+        if self.open_bytes > self.max_inline_bytes:
+            last.wr.send_flags &= ~<unsigned int>IBV_SEND_INLINE
+        path.wrote(slot)
+        return True
+
+    cdef void store_message_header(self, unsigned char* frame, Sent* slot, uint8_t credit) noexcept:
+        store_header(frame, slot.sequence, self.acked, slot.length, slot.sport, slot.dport, slot.flags, credit,
+                     NULL if slot.extensions == NULL else <unsigned char*>PyBytes_AS_STRING(<object>slot.extensions))
+        store_checksum(frame)
 
     cdef int build_operation(self, Operation operation) except -1:
         """What is to be done before a message. It is signalled: somebody waits for its outcome."""
@@ -418,6 +462,7 @@ cdef class Rings:
         slot.wr.wr_id = self.send_ring.allocated
         self.send_ring.take(1)
         self.built += 1
+        self.open_bytes = 0
         self.unsignalled += 1
         if self.unsignalled >= self.signal_every:   # a quarter of the ring at most, so a full ring always has one
             flags |= IBV_SEND_SIGNALED
@@ -442,7 +487,7 @@ cdef class Rings:
             self.credits.spend(self.frames)
         self.path.core.counters[C_VERBS_DOORBELLS] += 1
         self.path.core.counters[C_VERBS_FRAMES_SENT] += self.frames
-        self.built = self.frames = 0
+        self.built = self.frames = self.open_bytes = 0
         if code:
             self.break_off("post_failed", f"ibv_post_send: {strerror(abs(code)).decode()}")
         return count
@@ -567,6 +612,8 @@ cdef class Rings:
         cdef Header header
         cdef uint32_t slot = self.receive_ring.position(self.receive_ring.freed), size = completion.byte_len
         cdef const unsigned char* frame = self.receive_memory + <size_t>slot * SLOT_BYTES
+        cdef uint32_t at = 0
+        cdef int code
         if completion.status != IBV_WC_SUCCESS:
             if completion.status == IBV_WC_WR_FLUSH_ERR:
                 self.reap()         # what the queue pair failed for may have been a send
@@ -576,10 +623,8 @@ cdef class Rings:
         if size < HEADER_BYTES or size > HEADER_BYTES + FRAGMENT_BYTES:
             path.core.counters[C_RECV_DROP_BAD_FRAME] += 1
             return self.break_off("short_fragment", f"a frame of {size} bytes cannot hold a header")
-        if not checksum_is_good(frame):
-            path.core.counters[C_RECV_DROP_BAD_CHECKSUM] += 1
-            return self.break_off("bad_checksum", f"header checksum {frame[30] << 8 | frame[31]:#06x}")
-        load_header(frame, &header)
+        if self.read_header(frame, &header) == BROKEN:
+            return BROKEN
         if not self.heard:
             self.heard = True
             self.extensions = PyBytes_FromStringAndSize(<const char*>header.extensions, EXTENSION_BYTES)
@@ -602,10 +647,30 @@ cdef class Rings:
         if header.sport == 0 and header.dport == 0 and size == HEADER_BYTES:
             path.core.counters[C_RECV_ACK_ONLY] += 1
             return EMPTY
-        return self.take_fragment(&header, frame + HEADER_BYTES, size - HEADER_BYTES)
+        code = self.take_fragment(&header, frame + HEADER_BYTES, size - HEADER_BYTES)
+        while code == EMPTY:
+            at = packed_at(at + HEADER_BYTES + self.fragment)
+            if at >= size:
+                break
+            if at + HEADER_BYTES > size:
+                return self.bad_fragment(f"{size - at} bytes behind the last message of a packed frame")
+            if self.read_header(frame + at, &header) == BROKEN:
+                return BROKEN
+            if header.flags == FLAG_CONG_BITMAP:
+                return self.bad_fragment("a map in a packed frame")
+            code = self.take_fragment(&header, frame + at + HEADER_BYTES, size - at - HEADER_BYTES)
+        return code
+
+    cdef int read_header(self, const unsigned char* frame, Header* header) except -1:
+        if not checksum_is_good(frame):
+            self.path.core.counters[C_RECV_DROP_BAD_CHECKSUM] += 1
+            return self.break_off("bad_checksum", f"header checksum {frame[30] << 8 | frame[31]:#06x}")
+        load_header(frame, header)
+        return EMPTY
 
     cdef int take_fragment(self, Header* header, const unsigned char* data, uint32_t size) except -1:
-        """One frame that is no pure acknowledgement: a message, or a part of one."""
+        """A message, or a part of one, and not an acknowledgement alone. `size`: bytes that are left in the frame; only in a packed one
+        there may be more than `fragment`, which is what belongs to the message."""
         if not self.remaining:
             if self.begin(header) == BROKEN:
                 return BROKEN
@@ -613,11 +678,12 @@ cdef class Rings:
         elif (header.sequence != self.header.sequence or header.length != self.header.length
               or header.sport != self.header.sport or header.dport != self.header.dport):
             return self.bad_fragment(f"a fragment of message {header.sequence} inside message {self.header.sequence}")
-        if size != min(self.remaining, <uint32_t>FRAGMENT_BYTES):
+        self.fragment = min(self.remaining, self.fragment_bytes)
+        if size < self.fragment or (size > self.fragment and (self.fragment_bytes == FRAGMENT_BYTES or header.flags == FLAG_CONG_BITMAP)):
             return self.bad_fragment(f"a fragment of {size} bytes, with {self.remaining} of message {header.sequence} to come")
-        if self.payload is not None and size:
-            copy(PyBytes_AS_STRING(self.payload) + header.length - self.remaining, data, size)
-        self.remaining -= size
+        if self.payload is not None and self.fragment:
+            copy(PyBytes_AS_STRING(self.payload) + header.length - self.remaining, data, self.fragment)
+        self.remaining -= self.fragment
         return EMPTY if self.remaining else self.take_message()
 
     cdef int begin(self, Header* header) except -1:
@@ -708,6 +774,11 @@ cdef dict COMPLETION_REASONS = {
     <int>IBV_WC_REM_ACCESS_ERR: "remote_error",
     <int>IBV_WC_REM_OP_ERR: "remote_error",
 }
+
+
+cdef inline uint32_t packed_at(uint32_t end) noexcept nogil:
+    """Where the next header of a packed frame is, behind a message that ends here."""
+    return (end + PACKED_ALIGNMENT - 1) & ~<uint32_t>(PACKED_ALIGNMENT - 1)
 
 
 cdef inline void store_checksum(unsigned char* frame) noexcept nogil:

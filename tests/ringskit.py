@@ -37,6 +37,7 @@ class RingSide(Side):
     def __init__(self, host: str, peer: str, *, send_slots: int = 64, receive_slots: int = 64, inline: int = 0, **changes: Any) -> None:
         self.sizes = send_slots, receive_slots, inline
         self.automatic = changes.pop("automatic", False)
+        self.packed = changes.pop("packed", False)
         self.awake = False
         self.shared = ctypes.create_string_buffer(SHARED_BYTES)
         self.shared_address = ctypes.addressof(self.shared)
@@ -71,6 +72,8 @@ class RingSide(Side):
             max_inline_bytes=inline,
         )
         self.rings.post_receives()
+        if self.packed:
+            self.rings.pack_frames()
         self.path.open(hello)
         self.codes: list[int] = []
         self.awake = True

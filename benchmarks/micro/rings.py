@@ -44,9 +44,12 @@ class Side:
             self.rings.transmit()
 
 
-def opened_pair() -> tuple[Side, Side]:
+def opened_pair(*, packed: bool) -> tuple[Side, Side]:
     a, b = Side(HOST, PEER, 4000), Side(PEER, HOST, 4001)
     a.nic.connect(b.nic)
+    if packed:
+        a.rings.pack_frames()
+        b.rings.pack_frames()
     for side in (a, b, a, b):
         side.settle()
     return a, b
@@ -94,14 +97,20 @@ async def exchange_small(measure: Measure) -> None:
     await exchange(measure, make_batch(SMALL))
 
 
+@case("rings both ends 64 B, packed", operations=BATCH)
+async def exchange_packed(measure: Measure) -> None:
+    """As two rdsx nodes do: 36 messages in a frame."""
+    await exchange(measure, make_batch(SMALL), packed=True)
+
+
 @case("rings both ends 64 KiB", operations=LARGE_BATCH)
 async def exchange_large(measure: Measure) -> None:
     await exchange(measure, make_batch(LARGE, count=LARGE_BATCH))
 
 
-async def exchange(measure: Measure, batch: list[Any]) -> None:
+async def exchange(measure: Measure, batch: list[Any], *, packed: bool = False) -> None:
     """From one socket's send queue to the other's receive queue and back with the acknowledgement."""
-    a, b = opened_pair()
+    a, b = opened_pair(packed=packed)
     count = len(batch)
 
     async def loop(rounds: int) -> None:

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from rdsx.errors import WireError
 
 __all__ = [
+    "PACKED_FRAGMENT_BYTES",
     "PORT_IPV4",
     "PORT_IPV6",
     "PROPOSED",
@@ -43,6 +44,10 @@ OLDEST: Version = (3, 1)
 NEWEST_MAJOR = 4
 UNSAID: Version = (4, 1)  # what a connector assumes when the reply does not say
 
+PACKED_FRAGMENT_BYTES = 4048
+"""As a fragment size: packed frames, docs/verbs-rings.md. Nobody but rdsx says this. Oracle's kernels know 4096, 8192 and 16384, and take
+anything else for 4096; Linux does not look."""
+
 REJECT_DATA = b""
 """What a refusal carries. A kernel reads a number in the *rejecting* host's byte order from it, and ignores the refusal if that is above
 1: its path then stays CONNECTING for ever, and refuses every connection from us. No data is read as 0 on hosts of every order."""
@@ -50,13 +55,18 @@ REJECT_DATA = b""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CmData:
-    """One end's private data. `ack_seq`: the last sequence number it has received; `credit`: sends it grants, 0: no credits are counted."""
+    """One end's private data.
+
+    `ack_seq`: the last sequence number it has received. `credit`: sends it grants, 0: no credits are counted. `fragment_bytes`: payload of
+    a frame that it would take, 0: 4096.
+    """
 
     sender: IpAddress
     receiver: IpAddress
     version: Version = PROPOSED
     minor_mask: int = MINORS
     tos: int = 0
+    fragment_bytes: int = 0
     ack_seq: int = 0
     credit: int = 0
 
@@ -67,10 +77,10 @@ class CmData:
 
 
 def pack_cm_data(data: CmData) -> bytes:
-    """32 or 56 bytes. Both addresses must be of one family. The fragment size, which only Oracle's kernels read, is 0: 4096 bytes."""
+    """32 or 56 bytes. Both addresses must be of one family."""
     major, minor = data.version
     addresses = data.sender.packed + data.receiver.packed
-    return addresses + COMMON.pack(major, minor, data.minor_mask, data.tos, 0, data.ack_seq, data.credit) + PADDING
+    return addresses + COMMON.pack(major, minor, data.minor_mask, data.tos, data.fragment_bytes, data.ack_seq, data.credit) + PADDING
 
 
 def parse_cm_data_untrusted(packed: bytes, *, is_ipv6: bool) -> CmData:
@@ -78,7 +88,7 @@ def parse_cm_data_untrusted(packed: bytes, *, is_ipv6: bool) -> CmData:
     width = 16 if is_ipv6 else 4
     if len(packed) < 2 * width + COMMON.size:
         raise WireError("bad_private_data", f"{len(packed)} bytes of private data, at least {2 * width + COMMON.size} are needed")
-    major, minor, mask, tos, _, ack_seq, credit = COMMON.unpack_from(packed, 2 * width)
+    major, minor, mask, tos, fragment_bytes, ack_seq, credit = COMMON.unpack_from(packed, 2 * width)
     address = ipaddress.IPv6Address if is_ipv6 else ipaddress.IPv4Address
     return CmData(
         sender=address(packed[:width]),
@@ -86,6 +96,7 @@ def parse_cm_data_untrusted(packed: bytes, *, is_ipv6: bool) -> CmData:
         version=(major, minor),
         minor_mask=mask,
         tos=tos,
+        fragment_bytes=fragment_bytes,
         ack_seq=ack_seq,
         credit=credit,
     )

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsx.errors import WireError
-from rdsx.wire.cm_data import REJECT_DATA, CmData, accepted_version, agreed_version, pack_cm_data, parse_cm_data_untrusted
+from rdsx.wire.cm_data import (
+    PACKED_FRAGMENT_BYTES,
+    REJECT_DATA,
+    CmData,
+    accepted_version,
+    agreed_version,
+    pack_cm_data,
+    parse_cm_data_untrusted,
+)
 
 V4 = ipaddress.IPv4Address
 V6 = ipaddress.IPv6Address
@@ -47,12 +55,13 @@ def test_captured_bytes(text: str, data: CmData) -> None:
     assert parse_cm_data_untrusted(packed[:-4], is_ipv6=is_ipv6) == data
 
 
-def test_the_fragment_size_of_oracles_kernels_is_not_ours() -> None:
-    """Theirs is passed over; ours is 0, which means 4096 bytes to them."""
+def test_fragment_sizes() -> None:
+    """Oracle's kernels say 16,384 at most; what we say is none of the sizes that they know."""
     theirs = bytes.fromhex("0a090001 0a090002 04010003 00004000 0000000000000007 00000010 00000000")
     data = parse_cm_data_untrusted(theirs, is_ipv6=False)
-    assert (data.version, data.ack_seq, data.credit) == ((4, 1), 7, 16)
-    assert pack_cm_data(data)[14:16] == b"\0\0"
+    assert (data.version, data.fragment_bytes, data.ack_seq, data.credit) == ((4, 1), 16384, 7, 16)
+    ours = pack_cm_data(CmData(sender=V4("10.9.0.1"), receiver=V4("10.9.0.2"), fragment_bytes=PACKED_FRAGMENT_BYTES))
+    assert ours[14:16] == b"\x0f\xd0"
 
 
 @pytest.mark.parametrize(("is_ipv6", "least"), [(False, 28), (True, 52)])

@@ -29,10 +29,10 @@ class Machine(RuleBasedStateMachine):
         receive_slots=st.sampled_from([4, 8, 32, 64]),
         inline=st.sampled_from([0, 100]),
         credits=st.booleans(),
-        kernels=st.booleans(),
+        peers=st.sampled_from(["kernel", "rdsx", "packing rdsx"]),
     )
-    def start(self, send_slots: int, receive_slots: int, inline: int, credits: bool, kernels: bool) -> None:
-        self.sides = pair(send_slots=send_slots, receive_slots=receive_slots, inline=inline)
+    def start(self, send_slots: int, receive_slots: int, inline: int, credits: bool, peers: str) -> None:
+        self.sides = pair(send_slots=send_slots, receive_slots=receive_slots, inline=inline, packed=peers == "packing rdsx")
         self.credits = credits
         self.endpoints: list[list[Endpoint]] = [[side.endpoint(port) for port in PORTS] for side in self.sides]
         self.counted = [side.endpoint(OPERATIONS_PORT) for side in self.sides]
@@ -40,7 +40,7 @@ class Machine(RuleBasedStateMachine):
         self.numbers = [0, 0]
         self.operations: list[list[Operation]] = [[], []]
         for side in self.sides:
-            side.path.peer_is_kernel = kernels
+            side.path.peer_is_kernel = peers == "kernel"
         if credits:
             use_credits(*self.sides)
 

@@ -25,6 +25,7 @@ from rdsx.transports.signal import Signal
 from rdsx.transports.verbs.device import OpenDevice, PortHandler, QueuePair, QueueSizes
 from rdsx.transports.verbs.identifier import CmEvent, EventChannel, Identifier
 from rdsx.wire.cm_data import (
+    PACKED_FRAGMENT_BYTES,
     PORT_IPV4,
     PORT_IPV6,
     REJECT_DATA,
@@ -138,7 +139,9 @@ class ConnectionManager:
             pair = device.queue_pair(self.sizes)
             pair.to_init(identifier.cmid)
             credit = prepare(pair) or 0
-            data = CmData(sender=local.ip, receiver=remote.ip, tos=tos, ack_seq=ack_seq, credit=credit)
+            data = CmData(
+                sender=local.ip, receiver=remote.ip, tos=tos, fragment_bytes=PACKED_FRAGMENT_BYTES, ack_seq=ack_seq, credit=credit
+            )
             _bridge.connect(
                 identifier.pointer,
                 pack_cm_data(data),
@@ -276,6 +279,7 @@ class ConnectRequest:
                 receiver=self.remote.ip,
                 version=self.version,
                 tos=self.data.tos,
+                fragment_bytes=PACKED_FRAGMENT_BYTES,
                 ack_seq=ack_seq,
                 credit=credit,
             )

@@ -19,7 +19,7 @@ from rdsx.transports.signal import Signal
 
 __all__ = ["Connected", "VerbsLink"]
 
-TURN_BATCHES = 32  # let other tasks run after so many batches of completions, 1,024 frames at most
+TURN_BATCHES = 4  # let other tasks run after so many batches of completions: 128 frames, of 73 small messages at most
 
 # What Rings.poll() stops for, and what Path.ack_due says.
 EMPTY, HELLO, TAKEN, NEW_MAP, BROKEN = range(5)

@@ -25,6 +25,7 @@ from rdsx.transports.local import watch_addresses
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
 from rdsx.transports.verbs.device import OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
+from rdsx.wire.cm_data import PACKED_FRAGMENT_BYTES
 from rdsx.wire.info import IbConnectionInfo
 
 __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
@@ -84,6 +85,8 @@ class VerbsConnection:
         self._connection = connection
         self._memory = memory
         self._rings = memory.rings
+        if connection.peer_data.fragment_bytes == PACKED_FRAGMENT_BYTES:
+            self._rings.pack_frames()
         if self._rings.offered and connection.peer_data.credit:
             self._rings.use_credits(connection.peer_data.credit)
 
