@@ -26,7 +26,7 @@ few = st.integers(1, 6)
 class Machine(RuleBasedStateMachine):
     @initialize(
         send_slots=st.sampled_from([4, 8, 32]),
-        receive_slots=st.sampled_from([4, 8, 32, 64]),
+        receive_slots=st.sampled_from([4, 8, 32, 64, 1024]),
         inline=st.sampled_from([0, 100]),
         credits=st.booleans(),
         peers=st.sampled_from(["kernel", "rdsx", "packing rdsx"]),
