@@ -16,7 +16,7 @@ from rdsx._operation import Operation
 from rdsx.addresses import SockAddr
 from rdsx.errors import UnsupportedError, WireError
 from rdsx.lot import Lot
-from rdsx.memory import ATOMIC, PAGE_BYTES, DmaBuf, Lease, Region, Regions, Registration
+from rdsx.memory import ALL_BITS, ATOMIC, PAGE_BYTES, DmaBuf, Lease, Region, Regions, Registration
 from rdsx.operations import RdmaOperation, RdmaOutcome
 from rdsx.wire.operation import COMPARE_AND_SWAP, FETCH_AND_ADD, READ, WRITE, Answer, Request, parse_operation_untrusted
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["OneSided", "Task"]
 
 KINDS = {"read": READ, "write": WRITE, "compare_and_swap": COMPARE_AND_SWAP, "fetch_and_add": FETCH_AND_ADD}
-ALL_BITS = 2**64 - 1
 MAX_PENDING = 16  # operations by message to one peer: devices, too, carry out about as many at a time
 
 

@@ -25,9 +25,9 @@ from rdsx.ancillary import (
     RdmaStatus,
     pack_vectors,
 )
-from rdsx.memory import ATOMIC, Lease
+from rdsx.memory import ALL_BITS, ATOMIC, Lease
 from rdsx.operations import RdmaOperation, RdmaOutcome
-from rdsx.sockets import ALL_BITS, ControlMessage
+from rdsx.sockets import ControlMessage
 
 __all__ = ["NOBODYS_PORT", "Cookie", "KernelOperations", "map_args"]
 
