@@ -64,6 +64,11 @@ class Lease:
         self.address = address_of(self.view)
 
     @classmethod
+    def for_peers(cls, buffer: Buffer | DmaBuf) -> Self:
+        """Memory that peers are to reach: a writable buffer, or what is behind a descriptor. TypeError, OSError or ValueError."""
+        return cls(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True)
+
+    @classmethod
     def unmapped(cls, length: int) -> Self:
         """Memory that is nowhere in this process, and at a place of its own."""
         lease = cls(b"", writable=False)

@@ -161,7 +161,7 @@ class OneSided:
         return None
 
     def _lease(self, buffer: Buffer | DmaBuf) -> Lease:
-        return Lease(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True)
+        return Lease.for_peers(buffer)
 
     async def _register(self, place: Any, lease: Lease, buffer: Buffer | DmaBuf) -> Registration:
         """Make memory known there, under a key that peers can use."""
