@@ -75,6 +75,11 @@ class Lease:
         lease.length, lease.address = length, -next(NOWHERE)
         return lease
 
+    @property
+    def number(self) -> int:
+        """What an atomic has put there: 8 bytes, as a number in this machine's byte order."""
+        return int(ATOMIC.unpack(self.view)[0])
+
     def release(self) -> None:
         """Twice is harmless."""
         self.view.release()

@@ -106,15 +106,20 @@ class Task:
 
     def conclude(self, status: int) -> None:
         """Tell its caller, and let the memory go."""
-        found = status == RdmaOutcome.SUCCESS and self.kind in (COMPARE_AND_SWAP, FETCH_AND_ADD)
-        self.handle._conclude(status, ATOMIC.unpack(self.lease.view)[0] if found else None)
-        self.let_go()
+        try:
+            self._deregister()
+        finally:  # whatever a device says to that
+            self.handle._conclude(status, self.lease)
 
     def let_go(self) -> None:
+        """It was not queued: let the memory go."""
+        self._deregister()
+        self.lease.release()
+
+    def _deregister(self) -> None:
         if self.registration is not None:
             self.registration.close()
             self.registration = None
-        self.lease.release()
 
 
 class OneSided:
