@@ -1352,7 +1352,7 @@ cdef class Path:
         if has_unknown_extension(header.extensions):
             self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
         if at >= 0:
-            self.core.used.append((self, load32(header.extensions + at)))
+            self.core.used.append(load32(header.extensions + at))
             self.core.attention = True
         at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
         return 0 if at < 0 else load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32

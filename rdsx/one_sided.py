@@ -249,7 +249,7 @@ class OneSided:
     def attend(self) -> None:
         """Free what peers are done with, and tell whom an outcome concerns."""
         core = self._driver.core
-        for _, rkey in core.take_used():
+        for rkey in core.take_used():
             self.regions.used(rkey)
         for operation in core.take_finished():
             self._conclude(operation.owner, operation.status)
