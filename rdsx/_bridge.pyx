@@ -1,7 +1,8 @@
 """Between pyverbs and the C structures under it: validated pointers, and the calls of librdmacm that pyverbs has not or gets wrong.
 
 pyverbs owns every verbs object but the regions of users' memory, which it cannot register as RDS counts in them; their owner gives them
-back. For the rings this module takes numbers out of pyverbs' objects. It links no library of rdma-core: functions are looked up in the libraries that pyverbs has loaded, structures come from the headers, whose layout is frozen.
+back. For the rings this module takes numbers out of pyverbs' objects. It links no library of rdma-core: functions are looked up in the
+libraries that pyverbs has loaded, structures come from the headers, whose layout is frozen.
 
 Where a pointer lies in a pyverbs object follows from Cython's layout: the base class first, then a slot for the table of C methods
 if this class is the first to have them, then the fields in order. Nothing promises that, so every pointer is proved before it is used: the

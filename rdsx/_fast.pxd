@@ -144,7 +144,7 @@ cdef class Core:
     cdef list resumable                         # Paths that may be read again
     cdef list remapped                          # BindTables whose congestion map changed
     cdef list finished                          # Operations with an outcome
-    cdef list used                              # (Path, rkey) of messages that came behind an operation on our memory
+    cdef list used                              # rkeys that came with messages behind an operation on our memory
     cdef list paused                            # Paths not read because of the caps
     cdef bint full                              # the node's cap was passed, and half of it not yet reached again
     cdef object wall_clock                      # callable giving the time in seconds, for SO_TIMESTAMP

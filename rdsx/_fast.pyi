@@ -108,8 +108,8 @@ class Core:
         """Operations that have an outcome since the last call."""
     def conclude(self, operation: Operation, status: int) -> None:
         """An operation by message has this outcome, unless it has one already."""
-    def take_used(self) -> list[tuple[Path, int]]:
-        """Messages that came behind an operation on memory of ours: (path, rkey)."""
+    def take_used(self) -> list[int]:
+        """The rkeys that came with messages behind an operation on memory of ours."""
     def take_remapped(self) -> list[BindTable]:
         """Bind tables whose congestion map changed."""
     def count(self, name: str, by: int = 1) -> None:

@@ -1336,8 +1336,8 @@ cdef class Path:
         return header.sequence < self.next_receive and (header.flags & FLAG_RETRANSMITTED or (self.peer_acks and not self.peer_is_kernel))
 
     cdef int take_operation(self, Header* header, object payload, const unsigned char* inline_payload, bint is_whole) except -1:
-        """An operation by message, or the answer to one. Python carries it out, here and now, which nothing else may: what follows must find
-        it done, and the very next message is not delivered if it was refused. A payload that was too long to keep is None."""
+        """An operation by message, or the answer to one. Python carries it out, here and now, which nothing else may: what follows must
+        find it done, and the very next message is not delivered if it was refused. A payload that was too long to keep is None."""
         if header.extensions[0] != EXTENSION_OPERATION or self.core.operate is None:
             return 0
         if payload is None and is_whole:
@@ -1352,7 +1352,7 @@ cdef class Path:
         if has_unknown_extension(header.extensions):
             self.core.counters[C_RECV_UNKNOWN_EXTENSION] += 1
         if at >= 0:
-            self.core.used.append((self, load32(header.extensions + at)))
+            self.core.used.append(load32(header.extensions + at))
             self.core.attention = True
         at = find_extension(header.extensions, EXTENSION_RDMA_DEST)
         return 0 if at < 0 else load32(header.extensions + at) | <uint64_t>load32(header.extensions + at + 4) << 32

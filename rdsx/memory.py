@@ -15,16 +15,17 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rdsx._operation import address_of
+from rdsx.constants import RDS_MAX_MSG_SIZE
+from rdsx.operations import RdmaOutcome
 from rdsx.wire.operation import COMPARE_AND_SWAP, READ, WRITE, Answer, Request
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ATOMIC", "PAGE_BYTES", "DmaBuf", "Lease", "Region", "Regions", "Registration"]
+__all__ = ["ALL_BITS", "ATOMIC", "PAGE_BYTES", "DmaBuf", "Lease", "Region", "Regions", "Registration"]
 
 PAGE_BYTES = mmap.PAGESIZE
-MAX_OPERATION_BYTES = 1048576  # RDS_MAX_MSG_SIZE
-SUCCESS, REMOTE_ERROR, OTHER_ERROR = 0, 1, 4  # of struct rds_rdma_notify
+ALL_BITS = 2**64 - 1  # a mask that leaves nothing out
 
 NOWHERE = count(1)
 ATOMIC = struct.Struct("=Q")  # what an atomic works on, in memory
@@ -63,11 +64,21 @@ class Lease:
         self.address = address_of(self.view)
 
     @classmethod
+    def for_peers(cls, buffer: Buffer | DmaBuf) -> Self:
+        """Memory that peers are to reach: a writable buffer, or what is behind a descriptor. TypeError, OSError or ValueError."""
+        return cls(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True)
+
+    @classmethod
     def unmapped(cls, length: int) -> Self:
         """Memory that is nowhere in this process, and at a place of its own."""
         lease = cls(b"", writable=False)
         lease.length, lease.address = length, -next(NOWHERE)
         return lease
+
+    @property
+    def number(self) -> int:
+        """What an atomic has put there: 8 bytes, as a number in this machine's byte order."""
+        return int(ATOMIC.unpack(self.view)[0])
 
     def release(self) -> None:
         """Twice is harmless."""
@@ -177,23 +188,23 @@ class Regions:
         """Carry out a peer's operation."""
         region = self._regions.get(request.rkey)
         size = len(request.data or b"") if request.kind == WRITE else request.operands[0] if request.kind == READ else ATOMIC.size
-        if request.data is None or not 0 < size <= MAX_OPERATION_BYTES:
-            return Answer(request.kind, request.token, OTHER_ERROR)
+        if request.data is None or not 0 < size <= RDS_MAX_MSG_SIZE:
+            return Answer(request.kind, request.token, RdmaOutcome.OTHER_ERROR)
         start = request.offset - region.registration.start if region is not None else 0
         if region is None or start < 0 or start + size > region.lease.length:
-            return Answer(request.kind, request.token, REMOTE_ERROR)
+            return Answer(request.kind, request.token, RdmaOutcome.REMOTE_ERROR)
         view = region.lease.view[start : start + size]
         if request.kind == READ:
-            return Answer(request.kind, request.token, SUCCESS, bytes(view))
+            return Answer(request.kind, request.token, RdmaOutcome.SUCCESS, bytes(view))
         if request.kind == WRITE:
             view[:] = request.data
-            return Answer(request.kind, request.token, SUCCESS)
+            return Answer(request.kind, request.token, RdmaOutcome.SUCCESS)
         if (region.lease.address + start) % ATOMIC.size:
-            return Answer(request.kind, request.token, REMOTE_ERROR)
+            return Answer(request.kind, request.token, RdmaOutcome.REMOTE_ERROR)
         (old,) = ATOMIC.unpack(view)
         change = swapped if request.kind == COMPARE_AND_SWAP else added
         view[:] = ATOMIC.pack(change(old, *request.operands))
-        return Answer(request.kind, request.token, SUCCESS, ON_THE_WIRE.pack(old))
+        return Answer(request.kind, request.token, RdmaOutcome.SUCCESS, ON_THE_WIRE.pack(old))
 
 
 def swapped(old: int, compare: int, swap: int, compare_mask: int, swap_mask: int) -> int:
@@ -203,4 +214,4 @@ def swapped(old: int, compare: int, swap: int, compare_mask: int, swap_mask: int
 
 def added(old: int, add: int, nocarry_mask: int) -> int:
     """Masked fetch-and-add: bits set in `nocarry_mask` are the topmost of their numbers, and carry nothing to the next."""
-    return ((old & ~nocarry_mask) + (add & ~nocarry_mask) ^ (old ^ add) & nocarry_mask) & 2**64 - 1
+    return ((old & ~nocarry_mask) + (add & ~nocarry_mask) ^ (old ^ add) & nocarry_mask) & ALL_BITS

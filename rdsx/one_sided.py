@@ -16,7 +16,7 @@ from rdsx._operation import Operation
 from rdsx.addresses import SockAddr
 from rdsx.errors import UnsupportedError, WireError
 from rdsx.lot import Lot
-from rdsx.memory import ATOMIC, PAGE_BYTES, DmaBuf, Lease, Region, Regions, Registration
+from rdsx.memory import ALL_BITS, ATOMIC, PAGE_BYTES, DmaBuf, Lease, Region, Regions, Registration
 from rdsx.operations import RdmaOperation, RdmaOutcome
 from rdsx.wire.operation import COMPARE_AND_SWAP, FETCH_AND_ADD, READ, WRITE, Answer, Request, parse_operation_untrusted
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["OneSided", "Task"]
 
 KINDS = {"read": READ, "write": WRITE, "compare_and_swap": COMPARE_AND_SWAP, "fetch_and_add": FETCH_AND_ADD}
-ALL_BITS = 2**64 - 1
 MAX_PENDING = 16  # operations by message to one peer: devices, too, carry out about as many at a time
 
 
@@ -107,15 +106,20 @@ class Task:
 
     def conclude(self, status: int) -> None:
         """Tell its caller, and let the memory go."""
-        found = status == RdmaOutcome.SUCCESS and self.kind in (COMPARE_AND_SWAP, FETCH_AND_ADD)
-        self.handle._conclude(status, ATOMIC.unpack(self.lease.view)[0] if found else None)
-        self.let_go()
+        try:
+            self._deregister()
+        finally:  # whatever a device says to that
+            self.handle._conclude(status, self.lease)
 
     def let_go(self) -> None:
+        """It was not queued: let the memory go."""
+        self._deregister()
+        self.lease.release()
+
+    def _deregister(self) -> None:
         if self.registration is not None:
             self.registration.close()
             self.registration = None
-        self.lease.release()
 
 
 class OneSided:
@@ -162,7 +166,7 @@ class OneSided:
         return None
 
     def _lease(self, buffer: Buffer | DmaBuf) -> Lease:
-        return Lease(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True)
+        return Lease.for_peers(buffer)
 
     async def _register(self, place: Any, lease: Lease, buffer: Buffer | DmaBuf) -> Registration:
         """Make memory known there, under a key that peers can use."""
@@ -245,7 +249,7 @@ class OneSided:
     def attend(self) -> None:
         """Free what peers are done with, and tell whom an outcome concerns."""
         core = self._driver.core
-        for _, rkey in core.take_used():
+        for rkey in core.take_used():
             self.regions.used(rkey)
         for operation in core.take_finished():
             self._conclude(operation.owner, operation.status)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from rdsx.addresses import SockAddr
+
+if TYPE_CHECKING:
+    from rdsx.memory import Lease
 
 __all__ = ["RdmaOperation", "RdmaOutcome"]
 
@@ -64,8 +67,10 @@ class RdmaOperation:
         assert self._outcome is not None
         return self._outcome
 
-    def _conclude(self, status: int, old_value: int | None = None) -> None:
-        """Once."""
-        self._old_value = old_value
+    def _conclude(self, status: int, lease: Lease) -> None:
+        """Once. `lease`: of the local memory, which is let go of, and where an atomic that was done has put the old value."""
+        if status == RdmaOutcome.SUCCESS and self.kind not in ("read", "write"):
+            self._old_value = lease.number
+        lease.release()
         self._outcome = RdmaOutcome(status)
         self._done.set()

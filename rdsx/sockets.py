@@ -14,7 +14,7 @@ import trio
 from rdsx._operation import address_of
 from rdsx.addresses import Host, SockAddr, bad_address, parse_sockaddr, resolve_sockaddr
 from rdsx.errors import NotBoundError
-from rdsx.memory import ATOMIC, DmaBuf, Lease
+from rdsx.memory import ALL_BITS, ATOMIC, DmaBuf, Lease
 from rdsx.operations import RdmaOperation
 from rdsx.statistics import SocketStatistics
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["ControlMessage", "RdsSocket", "check_size", "check_tos", "numeric_sockaddr"]
 
 ControlMessage = tuple[int, int, bytes]
-ALL_BITS = 2**64 - 1
 
 
 class RdsSocket(ABC):

@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 
@@ -76,6 +77,43 @@ async def duo(transport: str, **settings: object) -> AsyncIterator[Duo]:
         else:
             async with rdsx.open_node(LEFT, config=chosen) as left, rdsx.open_node(RIGHT, config=chosen) as right:
                 yield Duo(left, right)
+
+
+@dataclass
+class Scene:
+    """What operations need: a socket that asks, one that has memory, and the memory with its cookie."""
+
+    asker: rdsx.RdsSocket
+    owner: rdsx.RdsSocket
+    memory: bytearray
+    cookie: int
+    to: SockAddr
+
+    @classmethod
+    async def between(cls, asker: rdsx.RdsSocket, owner: rdsx.RdsSocket, size: int) -> Scene:
+        memory = bytearray(os.urandom(size))
+        return cls(asker, owner, memory, await owner.get_mr(memory), owner.getsockname())
+
+    @property
+    def aligned(self) -> int:
+        """The first offset in the memory at which an atomic can work."""
+        return -(self.cookie >> 32) % 8
+
+    @property
+    def number(self) -> int:
+        """What is there."""
+        return int.from_bytes(self.memory[self.aligned : self.aligned + 8], sys.byteorder)
+
+    @number.setter
+    def number(self, value: int) -> None:
+        self.memory[self.aligned : self.aligned + 8] = value.to_bytes(8, sys.byteorder)
+
+    async def done(self, operation: rdsx.RdmaOperation) -> rdsx.RdmaOutcome:
+        """Its outcome; the message behind it is thrown away."""
+        outcome = await operation.wait()
+        if outcome is rdsx.RdmaOutcome.SUCCESS:
+            await self.owner.recv()
+        return outcome
 
 
 @contextlib.asynccontextmanager

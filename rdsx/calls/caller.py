@@ -597,8 +597,16 @@ class Caller:
             self._send_close(peer, session, now_s)
 
     def is_parted(self) -> bool:
-        """Whether every peer has answered the end of its session."""
-        return not any(peer.closing and peer.session is not None for peer in self.peers.values())
+        """Whether every peer has answered the end of its session; with a store: whether it knows all that was released."""
+        return not any(self._awaits_end(peer) for peer in self.peers.values())
+
+    def _awaits_end(self, peer: Peer) -> bool:
+        session = peer.session
+        if session is None:
+            return False
+        if self.journal is None:
+            return peer.closing
+        return peer.nonce != 0 or session.told < session.version  # what was released is told when the session is open again
 
     def _send_close(self, peer: Peer, session: Session, now_s: float) -> None:
         peer.backoff_s = min(2 * peer.backoff_s or self.config.close_s * CLOSE_RESEND, self.config.close_s)

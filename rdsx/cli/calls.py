@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import click
@@ -64,8 +64,13 @@ def top(
     The courier must allow it, which is the default (CallConfig.serve_statistics).
     """
     interrupt = Interrupt()
+
+    async def look(export: Export) -> None:
+        async with interrupt.ends_block(), courier_towards(host, local, port) as (courier, address):
+            await _look(courier, (address, rds_port), interval_s, count, as_json, export)
+
     with metrics_server(metrics_port) as export:
-        run(_run, host, rds_port, local, interval_s, count, port, as_json, export, interrupt)
+        run(look, export)
     ctx.exit(interrupt.exit_status if interrupt.signal_number and count is not None else 0)
 
 
@@ -106,30 +111,21 @@ def metrics_server(port: int | None) -> Iterator[Export]:
         thread.join()
 
 
-async def _run(
-    host: str,
-    rds_port: int,
-    local: str | None,
-    interval_s: float,
-    count: int | None,
-    port: int,
-    as_json: bool,
-    export: Export,
-    interrupt: Interrupt,
-) -> None:
-    async with interrupt.ends_block():
-        address = await resolve_host(host)
-        source = await resolve_host(local) if local else await local_address_towards(address)
-        if source == address:
-            raise CliError(f"{address} is the courier's own address, and a node has it; name another local address with -I")
-        try:
-            async with (
-                rdsx.open_node(source, config=rdsx.NodeConfig(port=port)) as node,
-                rdsx.open_courier(await node.bind()) as courier,
-            ):
-                await _look(courier, (address, rds_port), interval_s, count, as_json, export)
-        except OSError as error:
-            raise explain_bind_error(error, source, port, "name another local address with -I") from error
+@contextlib.asynccontextmanager
+async def courier_towards(host: str, local: str | None, port: int) -> AsyncIterator[tuple[rdsx.calls.Courier, str]]:
+    """(a courier of our own, the address of `host`)."""
+    address = await resolve_host(host)
+    source = await resolve_host(local) if local else await local_address_towards(address)
+    if source == address:
+        raise CliError(f"{address} is the courier's own address, and a node has it; name another local address with -I")
+    try:
+        async with (
+            rdsx.open_node(source, config=rdsx.NodeConfig(port=port)) as node,
+            rdsx.open_courier(await node.bind()) as courier,
+        ):
+            yield courier, address
+    except OSError as error:
+        raise explain_bind_error(error, source, port, "name another local address with -I") from error
 
 
 async def _look(

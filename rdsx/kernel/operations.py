@@ -25,9 +25,9 @@ from rdsx.ancillary import (
     RdmaStatus,
     pack_vectors,
 )
-from rdsx.memory import ATOMIC, Lease
+from rdsx.memory import ALL_BITS, Lease
 from rdsx.operations import RdmaOperation, RdmaOutcome
-from rdsx.sockets import ALL_BITS, ControlMessage
+from rdsx.sockets import ControlMessage
 
 __all__ = ["NOBODYS_PORT", "Cookie", "KernelOperations", "map_args"]
 
@@ -122,17 +122,13 @@ class KernelOperations:
         handle, lease = self._pending.pop(status.user_token, (None, None))
         if handle is None or lease is None:
             return False
-        is_atomic = handle.kind not in ("read", "write") and status.status == RdmaOutcome.SUCCESS
-        known = status.status if status.status in set(RdmaOutcome) else RdmaOutcome.OTHER_ERROR
-        handle._conclude(known, ATOMIC.unpack(lease.view)[0] if is_atomic else None)
-        lease.release()
+        handle._conclude(status.status if status.status in set(RdmaOutcome) else RdmaOutcome.OTHER_ERROR, lease)
         return True
 
     def close(self) -> None:
         """The socket has been closed: the kernel has let go of all memory, and tells nobody any more."""
         for handle, lease in self._pending.values():
-            handle._conclude(RdmaOutcome.CANCELED)
-            lease.release()
+            handle._conclude(RdmaOutcome.CANCELED, lease)
         for lease in self._registered.values():
             lease.release()
         self._pending.clear()

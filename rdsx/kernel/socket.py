@@ -441,7 +441,7 @@ class KernelSocket(RdsSocket):
         if self._kernel.pace.due():
             await self._kernel.pause()
         self._check_bound()
-        lease, cookie = Lease(buffer.map() if isinstance(buffer, DmaBuf) else buffer, writable=True), Cookie()
+        lease, cookie = Lease.for_peers(buffer), Cookie()
         args = map_args(lease, cookie, use_once=use_once)
         try:
             if destination is None:

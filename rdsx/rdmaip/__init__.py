@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rdsx.moves import AddressChange, NeighbourChange
+from rdsx.netlink.watcher import Watch, watch
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, Resync, SwitchRule
 from rdsx.rdmaip.agent import Agent, MissingCapabilityError
 from rdsx.rdmaip.backend import read_snapshot
@@ -49,7 +50,6 @@ from rdsx.rdmaip.lock import AgentRunningError
 from rdsx.rdmaip.plan import Plan, Step, make_plan
 from rdsx.rdmaip.policy import CommandError, Policy
 from rdsx.rdmaip.status import AddressStatus, LayerStatus, PastEvent, PortStatus, Status, status_of
-from rdsx.rdmaip.watcher import Watch, watch
 from rdsx.rdmaip.wording import describe_action, describe_event
 
 __all__ = [

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 
 import trio
 
+from rdsx.netlink.rtnetlink import BadNetlink
+from rdsx.netlink.sockets import Commands, Groups, Monitor, Overrun
 from rdsx.rdmaip.actions import Action, Resync
 from rdsx.rdmaip.announcer import Announcer
 from rdsx.rdmaip.backend import Backend
@@ -27,11 +29,9 @@ from rdsx.rdmaip.hardware_watch import watch_hardware
 from rdsx.rdmaip.listener import Listener
 from rdsx.rdmaip.lock import take_lock
 from rdsx.rdmaip.neighbourhood import Neighbourhood
-from rdsx.rdmaip.netlink import Commands, Groups, Monitor, Overrun
 from rdsx.rdmaip.policy import Policy
 from rdsx.rdmaip.profile import Profile, inspect
 from rdsx.rdmaip.rehearsal import Rehearsal
-from rdsx.rdmaip.rtnetlink import BadNetlink
 from rdsx.rdmaip.service import ServiceManager
 from rdsx.rdmaip.status import Status, status_of
 from rdsx.rdmaip.wording import describe_event

@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from rdsx.rdmaip import rtnetlink
+from rdsx.netlink import rtnetlink
+from rdsx.netlink.rtnetlink import Dump, IpAddress, Link, Message, Neighbour
+from rdsx.netlink.sockets import Commands
 from rdsx.rdmaip.actions import Action, AddAddress, Announce, EnsureRoutes, RemoveAddress, SwitchRule
 from rdsx.rdmaip.announce import ETHERNET_BROADCAST
 from rdsx.rdmaip.config import Config
 from rdsx.rdmaip.facts import Fact, Snapshot
 from rdsx.rdmaip.hardware import find_rdma_ports, hardware_facts
 from rdsx.rdmaip.kernel_state import KernelState
-from rdsx.rdmaip.netlink import Commands
-from rdsx.rdmaip.rtnetlink import Dump, IpAddress, Link, Message, Neighbour
 
 __all__ = ["Backend", "Sender", "read_snapshot"]
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdsx.rdmaip.facts import HardwareFact
+from rdsx.transports.verbs.devices import ACTIVE, ADAPTER, listed, read
 
 __all__ = ["RdmaPort", "find_rdma_ports", "hardware_facts"]
-
-ACTIVE = "4: ACTIVE"
-ADAPTER = "1: CA"  # InfiniBand and RoCE; iWARP is "4: RNIC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +68,4 @@ def ipoib_gid(root: Path, interface: str) -> str:
     try:
         return ipaddress.IPv6Address(bytes.fromhex("".join(octets[4:]))).exploded
     except ValueError:
-        return ""
-
-
-def listed(path: Path) -> list[Path]:
-    try:
-        return sorted(path.iterdir())
-    except OSError:
-        return []
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
         return ""

@@ -10,9 +10,9 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable
 
+from rdsx.netlink.rtnetlink import Address, IpNetwork, Link, Message, Route, Rule
 from rdsx.rdmaip.config import Config
 from rdsx.rdmaip.facts import AddressFact, Fact, LinkFact, LinkType, RouteFact, RuleFact, Snapshot
-from rdsx.rdmaip.rtnetlink import Address, IpNetwork, Link, Message, Route, Rule
 
 __all__ = ["KernelState"]
 

@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from rdsx.netlink.rtnetlink import Message
+from rdsx.netlink.sockets import Commands
 from rdsx.rdmaip.actions import Action, AddAddress, EnsureRoutes, RemoveAddress, SwitchRule
 from rdsx.rdmaip.backend import read_tables
 from rdsx.rdmaip.config import Config
 from rdsx.rdmaip.facts import AddressFact, Fact, RouteFact, RuleFact, Snapshot
 from rdsx.rdmaip.kernel_state import KernelState
-from rdsx.rdmaip.netlink import Commands
-from rdsx.rdmaip.rtnetlink import Message
 from rdsx.rdmaip.wording import describe_action
 
 __all__ = ["Rehearsal"]

@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rdsx
-from apikit import LEFT, assert_nobody_waits, both, bound, congest, duo, lonely_node, loop_node, raises_errno
+from apikit import LEFT, Scene, assert_nobody_waits, both, bound, congest, duo, lonely_node, loop_node, raises_errno
 from kernelkit import SMALLER, drops_of, kernel_and_node, pack, pack_map, read_all, send_all, until
 from rdsx import ancillary
 from rdsx.addresses import SockAddr
@@ -34,35 +33,10 @@ ALL = 2**64 - 1
 numbers = st.integers(0, ALL)
 
 
-@dataclass
-class Scene:
-    """A socket that asks, one that has memory, and the memory with its cookie."""
-
-    asker: rdsx.RdsSocket
-    owner: rdsx.RdsSocket
-    memory: bytearray
-    cookie: int
-    to: SockAddr
-
-    async def done(self, operation: rdsx.RdmaOperation) -> rdsx.RdmaOutcome:
-        """Its outcome; the message behind it is thrown away."""
-        outcome = await operation.wait()
-        if outcome is rdsx.RdmaOutcome.SUCCESS:
-            await self.owner.recv()
-        return outcome
-
-
 @asynccontextmanager
 async def scene(transport: str, size: int = 4096, **settings: object) -> AsyncIterator[Scene]:
     async with duo(transport, **settings) as two:
-        asker, owner = await two.sockets()
-        memory = bytearray(os.urandom(size))
-        yield Scene(asker, owner, memory, await owner.get_mr(memory), owner.getsockname())
-
-
-def aligned(scene: Scene) -> int:
-    """The first offset in its memory at which an atomic can work."""
-    return -(scene.cookie >> 32) % 8
+        yield await Scene.between(*await two.sockets(), size)
 
 
 # -- what they do
@@ -105,8 +79,8 @@ async def test_the_largest(transport: str) -> None:
 @both
 async def test_atomics(transport: str) -> None:
     async with scene(transport) as it:
-        at = aligned(it)
-        it.memory[at : at + 8] = struct.pack("=Q", 40)
+        at = it.aligned
+        it.number = 40
         for calls, old, new in (
             (it.asker.fetch_and_add(2, it.cookie, it.to, offset=at), 40, 42),
             (it.asker.compare_and_swap(41, 7, it.cookie, it.to, offset=at), 42, 42),
@@ -118,7 +92,7 @@ async def test_atomics(transport: str) -> None:
             operation = await calls
             assert await it.done(operation) is rdsx.RdmaOutcome.SUCCESS
             assert operation.old_value == old
-            assert struct.unpack_from("=Q", it.memory, at) == (new,)
+            assert it.number == new
         for bad in (-1, 2**64):
             with pytest.raises(ValueError, match="64 bits"):
                 await it.asker.fetch_and_add(bad, it.cookie, it.to)
@@ -152,8 +126,8 @@ def test_masked_add_is_an_adder_with_cut_carries(old: int, add: int, nocarry_mas
 async def test_many_at_once(transport: str) -> None:
     """More than a peer is asked for at a time, by several tasks: each has its own outcome, messages stay in order."""
     async with scene(transport) as it:
-        at = aligned(it)
-        it.memory[at : at + 8] = bytes(8)
+        at = it.aligned
+        it.number = 0
         seen: list[int] = []
 
         async def add() -> None:
@@ -166,7 +140,7 @@ async def test_many_at_once(transport: str) -> None:
             for _ in range(50):
                 nursery.start_soon(add)
         assert sorted(seen) == list(range(2000))
-        assert struct.unpack_from("=Q", it.memory, at) == (2000,)
+        assert it.number == 2000
 
 
 # -- what is refused

@@ -7,7 +7,7 @@ from typing import Any
 from callskit import HERE, MSG_TYPE, THERE, Pair
 from rdsx.calls.callee import Callee
 from rdsx.calls.outgoing import Call
-from rdsx.calls.records import CallRow, Journal, OutgoingRow, Row, Rows, SessionRow, restore_callee
+from rdsx.calls.records import CallRow, Journal, OutgoingRow, Row, Rows, SessionRow, restore_callee, restore_caller
 from rdsx.calls.wire import Kind
 
 
@@ -52,6 +52,39 @@ def test_a_call_that_the_socket_refuses_has_no_number_on_disk_either() -> None:
     assert of_kind(journal, CallRow) == [CallRow(1, THERE, 0, MSG_TYPE, b"one")]
     pair.caller.abandon(call, pair.now_s)
     assert of_kind(journal, CallRow) == [None]
+
+
+def test_a_caller_that_closes_waits_until_its_releases_are_known() -> None:
+    pair, _ = durable_pair()
+    pair.finished()
+    assert pair.callee.holders == 1
+    pair.caller.close(pair.now_s)
+    pair.caller.part(pair.now_s)
+    pair.lose(Kind.RELEASE)
+    assert not pair.caller.is_parted()
+    pair.pass_time(0.06)  # lost: again
+    pair.step(Kind.RELEASE)
+    assert not pair.caller.is_parted()
+    pair.step(Kind.RELEASED)
+    assert pair.caller.is_parted()
+    assert (pair.callee.holders, len(pair.callee.sessions)) == (0, 1)
+
+
+def test_a_caller_that_closes_while_it_resumes_tells_its_releases_first() -> None:
+    """The life before this one was killed between a result and its release."""
+    pair, journal = durable_pair()
+    pair.finished()
+    outgoing = [row for row in of_kind(journal, OutgoingRow) if isinstance(row, OutgoingRow)]
+    pair.new_caller(11).journal = Journal()
+    assert restore_caller(pair.caller, Rows(outgoing=outgoing), pair.config, pair.now_s) == []
+    pair.caller.close(pair.now_s)
+    pair.caller.part(pair.now_s)
+    assert not pair.caller.is_parted()
+    pair.run()
+    assert (pair.callee.holders, pair.caller.is_parted()) == (1, False)
+    pair.pass_time(0.06)
+    pair.run()
+    assert (pair.callee.holders, pair.caller.is_parted()) == (0, True)
 
 
 def test_released_ranges_are_numbers_that_were_seen() -> None:

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import trio
 
 import rdsx
-from apikit import raises_errno
+from apikit import Scene, raises_errno
 from contractkit import kernels, pair, with_operations
-from rdsx.addresses import SockAddr
 
 MIB = 1 << 20
 SUCCESS, REMOTE_ERROR, DROPPED = rdsx.RdmaOutcome.SUCCESS, rdsx.RdmaOutcome.REMOTE_ERROR, rdsx.RdmaOutcome.DROPPED
 
 
-@dataclass
-class Scene:
-    """A socket that asks, one that has memory, and the memory with its cookie."""
-
-    asker: rdsx.RdsSocket
-    owner: rdsx.RdsSocket
-    memory: bytearray
-    cookie: int
-    to: SockAddr
-
-    @property
-    def aligned(self) -> int:
-        """Where in the memory an atomic can work."""
-        return -(self.cookie >> 32) % 8
-
-    def number(self) -> int:
-        found: int = struct.unpack_from("=Q", self.memory, self.aligned)[0]
-        return found
-
-
 @asynccontextmanager
 async def scene(stack: str, size: int = 10000) -> AsyncIterator[Scene]:
     async with pair(stack) as two:
-        asker, owner = await two.sockets()
-        memory = bytearray(os.urandom(size))
-        yield Scene(asker, owner, memory, await owner.get_mr(memory), owner.getsockname())
+        yield await Scene.between(*await two.sockets(), size)
 
 
 @kernels
@@ -94,7 +69,7 @@ async def test_a_megabyte(stack: str) -> None:
 async def test_atomics(stack: str) -> None:
     async with scene(stack) as it:
         at = it.aligned
-        it.memory[at : at + 8] = struct.pack("=Q", 40)
+        it.number = 40
         for call, old, new in (
             (it.asker.fetch_and_add(2, it.cookie, it.to, offset=at), 40, 42),
             (it.asker.compare_and_swap(41, 7, it.cookie, it.to, offset=at), 42, 42),
@@ -103,7 +78,7 @@ async def test_atomics(stack: str) -> None:
         ):
             operation = await call
             assert await operation.wait() is SUCCESS
-            assert (operation.old_value, it.number()) == (old, new)
+            assert (operation.old_value, it.number) == (old, new)
 
 
 @with_operations
@@ -148,7 +123,7 @@ async def test_registered_for_a_destination(stack: str) -> None:
 async def test_many_at_once(stack: str) -> None:
     async with scene(stack) as it:
         at = it.aligned
-        it.memory[at : at + 8] = bytes(8)
+        it.number = 0
         found: list[int] = []
 
         async def add() -> None:
@@ -161,7 +136,7 @@ async def test_many_at_once(stack: str) -> None:
             for _ in range(20):
                 nursery.start_soon(add)
         assert sorted(found) == list(range(200))
-        assert it.number() == 200
+        assert it.number == 200
 
 
 @with_operations
@@ -169,14 +144,14 @@ async def test_a_lost_connection(stack: str) -> None:
     """Each was done once or not at all, its caller knows which it may be, and none is repeated."""
     async with scene(stack) as it:
         at = it.aligned
-        it.memory[at : at + 8] = bytes(8)
+        it.number = 0
         outcomes = []
         for _ in range(10):
             operations = [await it.asker.fetch_and_add(1, it.cookie, it.to, offset=at) for _ in range(5)]
             it.asker._stack.reset_connection(it.to[0])
             outcomes += [await operation.wait() for operation in operations]
         assert set(outcomes) <= {SUCCESS, DROPPED}
-        assert outcomes.count(SUCCESS) <= it.number() <= len(outcomes)
+        assert outcomes.count(SUCCESS) <= it.number <= len(outcomes)
         await it.asker.sendto(b"after", it.to)
         while await it.owner.recv() != b"after":
             pass

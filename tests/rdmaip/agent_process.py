@@ -23,11 +23,11 @@ import trio
 import rdsx.rdmaip
 from namespaces import libc
 from rdmaip.zygote import receive_json, send_json
+from rdsx.netlink.sockets import Commands
 from rdsx.rdmaip.agent import Agent
 from rdsx.rdmaip.announcer import Announcer
 from rdsx.rdmaip.capabilities import NEEDED
 from rdsx.rdmaip.config import parse_config
-from rdsx.rdmaip.netlink import Commands
 
 __all__ = ["serve"]
 

@@ -7,9 +7,9 @@ import ipaddress
 
 from rdmaip.cluster import Cluster
 from rdmaip.topology import Host
+from rdsx.netlink.rtnetlink import Dump, Link
+from rdsx.netlink.sockets import Commands
 from rdsx.rdmaip.announcer import Announcer
-from rdsx.rdmaip.netlink import Commands
-from rdsx.rdmaip.rtnetlink import Dump, Link
 
 __all__ = ["Hand", "settle"]
 

@@ -6,10 +6,10 @@ import ipaddress
 
 import pytest
 
+from rdsx.netlink.rtnetlink import Address, Link, Message, Route, Rule
 from rdsx.rdmaip.config import Config, Group, ManagedAddress
 from rdsx.rdmaip.facts import AddressFact, LinkFact, LinkType, RouteFact, RuleFact
 from rdsx.rdmaip.kernel_state import KernelState
-from rdsx.rdmaip.rtnetlink import Address, Link, Message, Route, Rule
 
 IP = "10.9.0.11"
 SUBNET, SUBNET6 = ipaddress.ip_network("10.9.0.0/24"), ipaddress.ip_network("fd09::/64")

@@ -11,12 +11,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from rdsx.netlink.rtnetlink import Link
 from rdsx.rdmaip.config import Config, Group, ManagedAddress, Probe
 from rdsx.rdmaip.facts import Fact, NeighbourConflict, PathFact
 from rdsx.rdmaip.kernel_state import KernelState
 from rdsx.rdmaip.listener import Heard
 from rdsx.rdmaip.neighbourhood import CONFLICT_S, Neighbourhood
-from rdsx.rdmaip.rtnetlink import Link
 
 OURS, THEIRS = bytes.fromhex("0a0000000001"), bytes.fromhex("0a0000000077")
 IP, TARGET = "10.9.0.11", "10.9.0.1"

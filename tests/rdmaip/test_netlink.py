@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from rdmaip.topology import Host, Topology
-from rdsx.rdmaip import rtnetlink
-from rdsx.rdmaip.netlink import Commands, Groups, Monitor, Overrun
-from rdsx.rdmaip.rtnetlink import Address, Dump, Link, Message, Route, Rule
+from rdsx.netlink import rtnetlink
+from rdsx.netlink.rtnetlink import Address, Dump, Link, Message, Route, Rule
+from rdsx.netlink.sockets import Commands, Groups, Monitor, Overrun
 
 GUARD_S = 20.0  # only a guard
 MARK = 189

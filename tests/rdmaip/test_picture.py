@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsx.moves import AddressChange, Change, NeighbourChange
-from rdsx.rdmaip.picture import Picture
-from rdsx.rdmaip.rtnetlink import Address, Done, Link, Message, Neighbour
+from rdsx.netlink.picture import Picture
+from rdsx.netlink.rtnetlink import Address, Done, Link, Message, Neighbour
 
 IP, SECOND = "10.9.0.1", "10.9.0.2"
 MAC, OTHER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from rdsx.rdmaip.rtnetlink import (
+from rdsx.netlink.rtnetlink import (
     Address,
     BadNetlink,
     Done,

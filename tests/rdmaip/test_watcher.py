@@ -13,11 +13,11 @@ import trio.testing
 
 from rdmaip.topology import Host, Topology
 from rdsx.moves import AddressChange, NeighbourChange
-from rdsx.rdmaip import rtnetlink
+from rdsx.netlink import rtnetlink
+from rdsx.netlink.rtnetlink import Dump, Link
+from rdsx.netlink.sockets import Commands, Monitor
+from rdsx.netlink.watcher import GROUPS, Watch
 from rdsx.rdmaip.announcer import Announcer
-from rdsx.rdmaip.netlink import Commands, Monitor
-from rdsx.rdmaip.rtnetlink import Dump, Link
-from rdsx.rdmaip.watcher import GROUPS, Watch
 
 GUARD_S = 20.0  # only a guard
 NOBODY = 65534
@@ -96,7 +96,7 @@ async def test_a_peers_address_that_moves(hosts: tuple[Host, Host], ip: str) -> 
 async def test_after_an_overrun_the_tables_count(hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch) -> None:
     """More changes than fit: what is told in the end is where the addresses are."""
     one, _ = hosts
-    monkeypatch.setattr("rdsx.rdmaip.watcher.Monitor", lambda groups: Monitor(groups, receive_buffer_bytes=2048))
+    monkeypatch.setattr("rdsx.netlink.watcher.Monitor", lambda groups: Monitor(groups, receive_buffer_bytes=2048))
     with trio.fail_after(GUARD_S), one.inside(), Commands() as commands, Watch() as changes:
         index, _ = hardware_of(one, "p1")
         ip = ipaddress.ip_address("10.9.0.7")
@@ -153,8 +153,8 @@ def test_a_failure_to_open_leaves_no_descriptor_behind(monkeypatch: pytest.Monke
     def refused() -> Commands:
         raise PermissionError(1, "no netlink here")
 
-    monkeypatch.setattr("rdsx.rdmaip.watcher.Monitor", lambda groups: Recorded())
-    monkeypatch.setattr("rdsx.rdmaip.watcher.Commands", refused)
+    monkeypatch.setattr("rdsx.netlink.watcher.Monitor", lambda groups: Recorded())
+    monkeypatch.setattr("rdsx.netlink.watcher.Commands", refused)
 
     async def main() -> None:
         with pytest.raises(PermissionError):

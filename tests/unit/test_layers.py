@@ -130,11 +130,11 @@ def test_the_core_of_rdmaip_knows_no_world(name: str) -> None:
     """Nor what stands around it: netlink, tasks, the control socket; and it needs no package that is not Python's own."""
     around = {f"rdsx.rdmaip.{path.stem}" for path in files("rdmaip") if path.stem not in (*RDMAIP_CORE, "__init__")}
     found = imports(ROOT / "rdmaip" / f"{name}.py")
-    forbidden = IMPURE | around | {"os", "pyroute2", "click", "rich"}
+    forbidden = IMPURE | around | {"os", "rdsx.netlink", "pyroute2", "click", "rich"}
     assert [wrong for wrong in found if any(is_inside(wrong, module) for module in forbidden)] == []
 
 
-@pytest.mark.parametrize("name", ["moves", "rdmaip/rtnetlink", "rdmaip/picture"])
+@pytest.mark.parametrize("name", ["moves", "netlink/rtnetlink", "netlink/picture"])
 def test_what_tells_of_moves_knows_no_world(name: str) -> None:
     assert [found for found in imports(ROOT / f"{name}.py") if any(is_inside(found, module) for module in IMPURE)] == []
 
@@ -142,9 +142,23 @@ def test_what_tells_of_moves_knows_no_world(name: str) -> None:
 def test_the_netlink_codec_is_imported_by_few() -> None:
     """It brings pyroute2, which takes 80 ms to import: programs that have nothing to do with netlink must not pay for it."""
     users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if any(is_inside(name, "pyroute2") for name in imports(path))}
-    assert users == {"rdmaip/rtnetlink.py"}
-    program = "import sys, rdsx, rdsx.cli; sys.exit(any(name.split('.')[0] == 'pyroute2' for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", program], cwd="/", timeout=60, check=False).returncode == 0
+    assert users == {"netlink/rtnetlink.py"}
+    assert not loads("rdsx, rdsx.cli", "pyroute2")
+
+
+def test_a_node_follows_moves_without_an_agent() -> None:
+    """`watch()` is all that it needs; the agent that moves addresses takes as long to import again."""
+    assert [path for path in files("netlink") if any(is_inside(name, "rdsx.rdmaip") for name in imports(path))] == []
+    ours = {name for path in files("netlink") for name in imports(path) if is_inside(name, "rdsx")}
+    assert {name.split(".")[1] for name in ours if name != "rdsx"} == {"moves", "netlink"}
+    assert broken("transports", {"rdsx.rdmaip"}) == []
+    assert not loads("rdsx.driver, rdsx.transports.local, rdsx.netlink.watcher", "rdsx.rdmaip")
+
+
+def loads(modules: str, package: str) -> bool:
+    """Whether importing these modules brings the package with it."""
+    program = f"import sys, {modules}; sys.exit(any((name + '.').startswith('{package}.') for name in sys.modules))"
+    return subprocess.run([sys.executable, "-c", program], cwd="/", timeout=60, check=False).returncode != 0
 
 
 def test_the_kernels_stack_does_not_know_ours() -> None:

@@ -244,17 +244,23 @@ async def test_a_silent_peer(autojump_clock: MockClock, speaks: bool) -> None:
     assert device.closed == 1
 
 
-async def test_a_peer_that_never_grants(autojump_clock: MockClock) -> None:
+@asynccontextmanager
+async def out_of_credits() -> AsyncIterator[tuple[Node, Device, object]]:
+    """A node whose peer has spoken, gave three credits for a start, and says nothing more by itself."""
     node = Node("10.0.0.1", "10.0.0.2", generation=7)
     void = RingSide("10.0.0.2", "10.0.0.1")
     node.side.nic.connect(void.nic)
     node.side.rings.use_credits(3)
     device = Device(node.side)
-    endpoint = node.side.endpoint(4000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.carry, device)
         await trio.testing.wait_all_tasks_blocked()
         node.side.inject(*map_frames())
+        yield node, device, node.side.endpoint(4000)
+
+
+async def test_a_peer_that_never_grants(autojump_clock: MockClock) -> None:
+    async with out_of_credits() as (node, _, endpoint):
         await trio.sleep(5 * TIMEOUT_S)  # nothing to send, nothing to wait for
         start_s = trio.current_time()
         node.send(endpoint, b"x", 4001)
@@ -263,16 +269,7 @@ async def test_a_peer_that_never_grants(autojump_clock: MockClock) -> None:
 
 
 async def test_a_grant_in_time(autojump_clock: MockClock) -> None:
-    node = Node("10.0.0.1", "10.0.0.2", generation=7)
-    void = RingSide("10.0.0.2", "10.0.0.1")
-    node.side.nic.connect(void.nic)
-    node.side.rings.use_credits(3)
-    device = Device(node.side)
-    endpoint = node.side.endpoint(4000)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.carry, device)
-        await trio.testing.wait_all_tasks_blocked()
-        node.side.inject(*map_frames())
+    async with out_of_credits() as (node, device, endpoint):
         await trio.testing.wait_all_tasks_blocked()
         node.send(endpoint, b"x", 4001)
         await trio.sleep(TIMEOUT_S / 2)

@@ -46,7 +46,8 @@ class WatchedNetwork(FabricNetwork):  # type: ignore[misc]
 
 
 @pytest.fixture
-def fabric(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> Any:
+def fabric(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Tests ask for the clock themselves: pytest-trio takes no notice of one that only a fixture asks for."""
     monkeypatch.setattr(fabrickit, "FabricNetwork", WatchedNetwork)
     made: Any = Fabric()
     made.script, made.moved, made.failures = Script(), [], []
@@ -64,7 +65,7 @@ def drops(node: rdsx.Node) -> dict[str, int]:
     return dict(node.statistics().drops)
 
 
-async def test_an_own_address_that_moves(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_own_address_that_moves(autojump_clock: MockClock, fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
         with await a.bind(4000) as left, await b.bind(4000) as right:
             await settle(left, right)
@@ -78,7 +79,7 @@ async def test_an_own_address_that_moves(fabric: Any, monkeypatch: pytest.Monkey
             assert a.statistics().moves_survived == 0
 
 
-async def test_a_peers_address_that_moves(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peers_address_that_moves(autojump_clock: MockClock, fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
         with await a.bind(4000) as left, await b.bind(4000) as right:
             await settle(left, right)
@@ -93,7 +94,7 @@ async def test_a_peers_address_that_moves(fabric: Any, monkeypatch: pytest.Monke
             assert fabric.moved == []
 
 
-async def test_a_port_that_comes_back_is_no_move(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_that_comes_back_is_no_move(autojump_clock: MockClock, fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
         with await a.bind(4000) as left, await b.bind(4000) as right:
             await settle(left, right)
@@ -103,7 +104,9 @@ async def test_a_port_that_comes_back_is_no_move(fabric: Any, monkeypatch: pytes
             assert (drops(a), fabric.connections, fabric.moved) == ({}, 1, [])
 
 
-async def test_a_device_that_does_not_know_the_address_yet_is_asked_again_soon(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_that_does_not_know_the_address_yet_is_asked_again_soon(
+    autojump_clock: MockClock, fabric: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its table of addresses follows a moment later; meanwhile resolving the address fails. 10, 20, 50 and 100 ms."""
     async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
         with await a.bind(4000) as left, await b.bind(4000) as right:
@@ -118,7 +121,7 @@ async def test_a_device_that_does_not_know_the_address_yet_is_asked_again_soon(f
             assert 0.08 <= trio.current_time() - began_s < 0.08 + SOON_S
 
 
-async def test_messages_under_way_arrive_once_and_in_order(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_under_way_arrive_once_and_in_order(autojump_clock: MockClock, fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fabric_node(fabric, A, monkeypatch) as a, fabric_node(fabric, B, monkeypatch) as b:
         with await a.bind(4000) as left, await b.bind(4000) as right:
             await settle(left, right)

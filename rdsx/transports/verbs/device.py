@@ -21,7 +21,17 @@ import trio
 
 from rdsx import _bridge
 
-__all__ = ["DeviceLimits", "DeviceMemory", "OpenDevice", "Owned", "QueuePair", "QueueSizes", "keep_over_fork", "translated"]
+__all__ = [
+    "IBV_ACCESS_LOCAL_WRITE",
+    "DeviceLimits",
+    "DeviceMemory",
+    "OpenDevice",
+    "Owned",
+    "QueuePair",
+    "QueueSizes",
+    "keep_over_fork",
+    "translated",
+]
 
 # From infiniband/verbs.h. pyverbs has them too, in a module whose name and shape differ between its versions.
 IBV_QPT_RC = 2

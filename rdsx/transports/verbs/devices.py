@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Device", "Gid", "Port", "list_devices", "node_problem"]
+__all__ = ["ACTIVE", "ADAPTER", "Device", "Gid", "Port", "list_devices", "listed", "node_problem", "read"]
 
 ADAPTER = "1: CA"  # InfiniBand and RoCE, soft-RoCE included; iWARP is "4: RNIC"
 ACTIVE = "4: ACTIVE"
@@ -130,6 +130,7 @@ def folders(path: Path) -> list[Path]:
 
 
 def listed(path: Path) -> list[Path]:
+    """What is in a folder of /sys, by name; nothing if it is gone."""
     try:
         return sorted(path.iterdir())
     except OSError:
@@ -137,6 +138,7 @@ def listed(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> str:
+    """What a file of /sys says, without the line's end; "" if it is gone."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:

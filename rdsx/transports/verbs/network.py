@@ -23,7 +23,7 @@ from rdsx.moves import Changes
 from rdsx.transports.base import LinkOwner
 from rdsx.transports.local import watch_addresses
 from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
-from rdsx.transports.verbs.device import OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
+from rdsx.transports.verbs.device import IBV_ACCESS_LOCAL_WRITE, OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
 from rdsx.wire.cm_data import PACKED_FRAGMENT_BYTES
 from rdsx.wire.info import IbConnectionInfo
@@ -33,7 +33,6 @@ __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
 log = logging.getLogger("rdsx.node")
 
 HEADER_BYTES = 48  # sent inline where the device can: it then need not fetch it
-IBV_ACCESS_LOCAL_WRITE = 1
 
 
 class RingMemory:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from rdsx.moves import Change
-from rdsx.rdmaip.netlink import Commands, Groups, Monitor, Overrun
-from rdsx.rdmaip.picture import Picture
-from rdsx.rdmaip.rtnetlink import Dump, Message
+from rdsx.netlink.picture import Picture
+from rdsx.netlink.rtnetlink import Dump, Message
+from rdsx.netlink.sockets import Commands, Groups, Monitor, Overrun
 
 if TYPE_CHECKING:
     from typing import Self

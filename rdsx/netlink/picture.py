@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rdsx.moves import AddressChange, Change, NeighbourChange
-from rdsx.rdmaip.rtnetlink import Address, IpAddress, Link, Message, Neighbour
+from rdsx.netlink.rtnetlink import Address, IpAddress, Link, Message, Neighbour
 
 __all__ = ["Picture"]
 

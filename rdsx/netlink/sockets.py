@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from rdsx.rdmaip import rtnetlink
-from rdsx.rdmaip.rtnetlink import Done, Dump, Message, Refusal
+from rdsx.netlink import rtnetlink
+from rdsx.netlink.rtnetlink import Done, Dump, Message, Refusal
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,6 +1,6 @@
 """Routing netlink as records: what the kernel says of links, addresses, neighbours, rules and routes, and what it is asked for.
 
-Bytes in, records out; records in, bytes out; no sockets (`netlink` has them). The codec is pyroute2's, whose message classes are used and
+Bytes in, records out; records in, bytes out; no sockets (`sockets` has them). The codec is pyroute2's, whose message classes are used and
 nothing else of it; importing them takes 80 ms and 10 MB, so this module is imported where it is used. Invariant: `parse()` is
 total: any bytes give records or `BadNetlink`.
 """
