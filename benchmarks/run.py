@@ -108,7 +108,7 @@ async def run_all(
     groups = [
         [(case, backend) for case in cases for backend in present if scenario.name in backend.scenarios]
         for scenario in scenarios
-        for _, cases in groupby(scenario.cases(sizes), attrgetter("size"))
+        for _, cases in groupby(scenario.cases(sizes or (scenario.rdma_sizes if plan.guest == "rdma" else ())), attrgetter("size"))
     ]
     total, done = rounds * sum(map(len, groups)), 0
     for group in groups:

@@ -35,6 +35,8 @@ class Scenario:
     sockets: int = 1
     """Receiving sockets of each right peer; with "both-ways" of both sides."""
     sizes: tuple[int, ...] = (64,)
+    rdma_sizes: tuple[int, ...] = (8, 4096, 65536, 1048576)
+    """Instead of `sizes` in the guest with soft-RoCE."""
     populations: tuple[int, ...] = (0,)
     population_of: Literal["", "sockets", "idle_sockets", "idle_peers"] = ""
 
@@ -119,6 +121,7 @@ SCENARIOS = {
             pattern="writes",
             batched=False,
             sizes=(1048576,),
+            rdma_sizes=(1048576,),
         ),
         Scenario(name="ping-pong", summary="one message there and back", pattern="ping-pong", batched=False),
         Scenario(name="fan-in", summary="16 peers send to one socket", left_peers=16),

@@ -26,7 +26,6 @@ __all__ = ["command", "run_over_rdma"]
 BASELINE = "perftest"
 MEASURED = [name for name, backend in BACKENDS.items() if backend.guest == "rdma"]
 SCENARIO_NAMES = ("stream", "ping-pong", "rdma-write")
-SIZES = (8, 4096, 65536, 1048576)
 CPUS = 2
 
 
@@ -53,7 +52,7 @@ def command(
     except KernelUnavailableError as error:
         raise click.ClickException(str(error)) from None
     options = ["--baseline", BASELINE, "--rounds", str(rounds), "--seconds", str(seconds)]
-    given = (("--backend", backends or MEASURED), ("--scenario", scenarios or SCENARIO_NAMES), ("--size", sizes or SIZES))
+    given = (("--backend", backends or MEASURED), ("--scenario", scenarios or SCENARIO_NAMES), ("--size", sizes))
     for option, values in given:
         for value in values:
             options += [option, str(value)]

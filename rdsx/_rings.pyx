@@ -46,8 +46,8 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    /* memcpy() of the C library. A compiler that knows that it is 4096 bytes at most copies with a string instruction instead, which is slow
-       to start: 64-byte messages pay for it. */
+    /* memcpy() of the C library. A compiler that knows that it is 4096 bytes at most copies with a string instruction instead, which is
+       slow to start: 64-byte messages pay for it. */
     static inline void rdsx_copy(void *target, const void *source, size_t bytes) {
         __asm__("" : "+r"(bytes));
         memcpy(target, source, bytes);
@@ -233,7 +233,7 @@ cdef class Rings:
         return count
 
     cdef bint takes_whole_messages(self) noexcept:
-        """Whether two messages fit into the receive ring: woken only at the end of one, we must not run out of slots in the middle of it."""
+        """Whether two messages fit into the receive ring. Woken only at the end of one, we must not run out of slots before."""
         cdef uint32_t fragments = (self.path.core.max_message_bytes + self.fragment_bytes - 1) // self.fragment_bytes
         return self.receive_ring.size >= 2 * fragments
 
@@ -243,7 +243,8 @@ cdef class Rings:
         self.solicited_only = self.solicited_only and self.takes_whole_messages()
 
     def offer_credits(self):
-        """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it counts."""
+        """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it
+        counts."""
         self.offered = True
         self.solicited_only = False     # a sender in the middle of a message may wait for our credits
         return self.receive_ring.in_use()
