@@ -12,7 +12,7 @@ class StreamWriter:
 
     position: int
     def __init__(self, path: Path) -> None: ...
-    def poll(self, max_bytes: int = 131072) -> list[Buffer] | None:
+    def poll(self, max_bytes: int = 262144) -> list[Buffer] | None:
         """What to write next, or None. The buffers are valid until written(), which must follow before the path is
         touched in any other way: no await in between."""
     def written(self, count: int) -> None:

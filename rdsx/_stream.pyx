@@ -27,6 +27,7 @@ cdef enum:
     SMALL_BYTES = 4096
     READ_AHEAD_BYTES = 4144         # behind a large payload: the next header, and a small message at most
     MAX_SEGMENTS = 64               # buffers in one gather write
+    WRITE_BYTES = 262144            # ... and bytes, the last message not counted
 
 
 cdef class StreamWriter:
@@ -40,7 +41,7 @@ cdef class StreamWriter:
                      NULL if slot.extensions == NULL else <unsigned char*>PyBytes_AS_STRING(<object>slot.extensions))
         return HEADER_BYTES
 
-    def poll(self, size_t max_bytes=STAGING_BYTES):
+    def poll(self, size_t max_bytes=WRITE_BYTES):
         """What to write next: a list of buffers, or None. Call written() before the next poll()."""
         cdef Path path = self.path
         cdef Core core = path.core

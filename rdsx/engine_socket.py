@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import socket as stdlib_socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -231,7 +232,7 @@ class EngineSocket(RdsSocket):
             data, _, _, address = await self._recvmsg(bufsize, 0, flags, notifications=False)
             return data, address or ()
         while (taken := self._endpoint.take()) is None:
-            await self._wait_receivable()
+            await self._receivable()
         if self._core.attention:
             self._driver.attend()
         return taken if bufsize is None or len(taken[0]) <= bufsize else (taken[0][:bufsize], taken[1])
@@ -252,7 +253,7 @@ class EngineSocket(RdsSocket):
             await self._driver.pause()
         check_size("limit", limit, at_least=1)
         while not (taken := self._endpoint.take_many(limit)):
-            await self._wait_receivable()
+            await self._receivable()
         if self._core.attention:
             self._driver.attend()
         return taken
@@ -296,7 +297,7 @@ class EngineSocket(RdsSocket):
                 break
             if flags & MSG_DONTWAIT:
                 raise BlockingIOError(errno.EAGAIN, "no message")
-            await self._wait_receivable(notifications=notifications)
+            await self._receivable(notifications=notifications)
         data, address, cookie, stamp_s = found
         if not flags & MSG_PEEK:
             endpoint.take()
@@ -486,20 +487,23 @@ class EngineSocket(RdsSocket):
             if not lots[lot]:
                 del lots[lot]
 
-    async def _wait_receivable(self, *, notifications: bool = False) -> None:
-        """Park until there is a message to receive, or (if asked for) a notification."""
+    def _receivable(self, *, notifications: bool = False) -> Awaitable[None]:
+        """Wait until there is a message to receive, or (if asked for) a notification: to be awaited right away."""
+        waiting, limit_s = self._wait_receivable(notifications), self.options.receive_timeout_s
+        return waiting if limit_s == inf else options.within(limit_s, waiting)
+
+    async def _wait_receivable(self, notifications: bool) -> None:
         endpoint, lot = self._endpoint, self._lots.receivers
         if self._driver.config.busy_poll_s and self._driver.busy_poll(endpoint):
             return
-        with options.time_limit(self.options.receive_timeout_s):
-            while not (endpoint.queued or (notifications and endpoint.monitor_pending)):
-                self._check_open()
-                endpoint.receive_waiting = True
-                try:
-                    await lot.park()
-                finally:
-                    endpoint.receive_waiting = len(lot) > 0
-                self._pace.yielded()
+        while not (endpoint.queued or (notifications and endpoint.monitor_pending)):
+            self._check_open()
+            endpoint.receive_waiting = True
+            try:
+                await lot.park()
+            finally:
+                endpoint.receive_waiting = len(lot) > 0
+            self._pace.yielded()
 
     def _wake(self) -> None:
         """The endpoint's state changed: let waiters look again."""

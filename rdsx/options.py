@@ -9,7 +9,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rdsx.engine_socket import EngineSocket
 
-__all__ = ["SocketOptions", "get_option", "set_option", "time_limit"]
+__all__ = ["SocketOptions", "get_option", "set_option", "time_limit", "within"]
 
 SO_ZEROCOPY = 60
 SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW = 66, 67
@@ -60,6 +60,12 @@ def limited(seconds: float) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise TimeoutError(errno.ETIMEDOUT, f"nothing happened within the {seconds} s that SO_SNDTIMEO or SO_RCVTIMEO allows")
+
+
+async def within(seconds: float, waiting: Awaitable[None]) -> None:
+    """Wait for so long at most; see time_limit()."""
+    with limited(seconds):
+        await waiting
 
 
 def integer(value: int | Buffer, *, exact: bool = False, wrong_length: int = errno.EINVAL) -> int:

@@ -200,14 +200,16 @@ class Side(BaseSide):
 
     async def _keep_receiving(self, sock: rdsx.RdsSocket) -> None:
         while True:
-            batch = await sock.recvmmsg()
-            total = 0
-            for data, _ in batch:
-                total += len(data)
-            self.bytes += total
-            self.messages += len(batch)
-            if self.messages == self._wanted:  # what a phase sends has arrived before the next begins
-                self._arrived.set()
+            self._take(await sock.recvmmsg())  # not into a variable: whoever waits with a batch in one keeps its messages
+
+    def _take(self, batch: list[tuple[bytes, Address]]) -> None:
+        total = 0
+        for data, _ in batch:
+            total += len(data)
+        self.bytes += total
+        self.messages += len(batch)
+        if self.messages == self._wanted:  # what a phase sends has arrived before the next begins
+            self._arrived.set()
 
     async def _receive_batches(self, sock: rdsx.RdsSocket, count: int) -> None:
         messages = total = 0

@@ -24,7 +24,7 @@ __all__ = ["StreamLink"]
 
 LONE_S = 20e-6  # a message that comes so long after the last lone one is not one of many: it need not be held for company
 SHORT_READ_BYTES = 4096  # a read of less has emptied the stream: to ask again at once would cost more than it mostly gives
-READ_TURN_BYTES = 1048576  # let other tasks run after reading this much in one go
+READ_TURN_BYTES = 131072  # let other tasks run after reading this much: receivers find it in the cache, and their queues stay short
 REPORT_BYTES = 1024  # ... where each probe, map and hello counts as so much more: those cost Python, and a flood of them much of it
 
 # What StreamReader.parse() stops for, and what Path.ack_due says.

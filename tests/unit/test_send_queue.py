@@ -624,6 +624,17 @@ def test_max_bytes_bounds_a_batch_to_one_message_more() -> None:
         side.writer.written(0)
 
 
+def test_large_messages_are_written_some_at_once() -> None:
+    side, endpoint = opened()
+    for _ in range(6):
+        endpoint.submit(bytes(65536), THERE)
+    for messages in (4, 2):
+        polled = side.writer.poll()
+        assert polled is not None
+        assert sum(map(len, polled)) == messages * (48 + 65536)
+        side.writer.written(messages * (48 + 65536))
+
+
 def test_written_refuses_more_than_was_polled() -> None:
     side, endpoint = opened()
     with pytest.raises(ValueError):
