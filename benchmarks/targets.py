@@ -22,6 +22,7 @@ CALLS: Figure = attrgetter("calls_per_message")
 SMALL, LARGE, LARGEST = 64, 65536, 1048576
 SOME_SOCKETS, MANY_SOCKETS, MANY_PEERS = 100, 10_000, 1_000
 POLLING = "rdsx-tcp-poll"
+BUFFERED = "rdsx-tcp-4M"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ TARGETS = (
     Target("ping-pong 64 B p50, polling / pyzmq", "<", 1, latency("pyzmq", "p50_us", POLLING)),
     Target("ping-pong 64 B p99, polling / pyzmq", "<", 1, latency("pyzmq", "p99_us", POLLING)),
     Target("stream 64 KiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGE)),
+    Target("stream 64 KiB, buffers of 4 MiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGE, ours=BUFFERED)),
     Target("stream 1 MiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGEST)),
+    Target("stream 1 MiB, buffers of 4 MiB / C yardstick", "≥", 0.85, against("stream", "yardstick", LARGEST, ours=BUFFERED)),
     Target("fan-in 16→1, 64 B / stream", "≥", 0.7, against_stream("fan-in")),
     Target("all-to-all, 64 B / stream", "≥", 0.7, against_stream("all-to-all")),
     Target("CPU for a million 64 B messages, batched", "≤", 0.5, alone("stream", CPU), " s"),

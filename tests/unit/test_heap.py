@@ -36,6 +36,6 @@ def test_pages_of_payloads_that_come_and_go_stay() -> None:
     """In a process of its own: in this one other tests have freed large blocks, which has the same effect."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "PYTHONMALLOC"))}
     environment["PYTHONPATH"] = str(Path(rdsx.__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-Pc", PROGRAM], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < PAGES  # else it would be ten times as many
