@@ -171,6 +171,7 @@ cdef class Rings:
     cdef bint has_frames(self) noexcept
     cdef void note_blocked(self) noexcept
     cdef uint8_t grant(self) noexcept
+    cdef uint32_t next_fragment(self, uint32_t remaining) noexcept
     cdef unsigned char* next_frame(self) noexcept
     cdef int build_map(self) except -1
     cdef bint build_message(self) except -1

@@ -93,8 +93,8 @@ class Rings:
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
     def pack_frames(self) -> None:
-        """Both ends said that they take packed frames: a frame has 4,096 bytes at most, header included, and as many whole messages as
-        fit, one behind the other. Before the first frame."""
+        """Both ends said that they take packed frames: of 4,096 bytes, header included, with as many whole messages as fit, one behind the
+        other. Before the first frame."""
     def offer_credits(self) -> int:
         """How many receives are posted, to be announced to the peer as the connection is made. Credits are counted if it announces some,
         too: use_credits(); or if its first frame grants some."""

@@ -69,7 +69,7 @@ cdef enum:
     CREDIT_UPDATE = 16              # the kernel sends a frame for so many unadvertised receives
     MAX_GRANT = 255                 # h_credit has 8 bits
     MAX_CREDITS = 65535             # the kernel counts them in 16 bits
-    PACKED_FRAME_BYTES = 4096       # of a packed frame at most: whole packets, whatever the path MTU
+    PACKED_FRAME_BYTES = 4096       # of a packed frame: whole packets, whatever the path MTU
     PACKED_FRAGMENT_BYTES = PACKED_FRAME_BYTES - HEADER_BYTES
     PACKED_ALIGNMENT = 8            # of each header in a packed frame
     MIN_SLOTS = 4
@@ -319,6 +319,10 @@ cdef class Rings:
         self.path.core.counters[C_IB_TX_CREDIT_UPDATES] += self.credits.unadvertised > 0
         return self.credits.advertise()
 
+    cdef uint32_t next_fragment(self, uint32_t remaining) noexcept:
+        """Payload bytes of a message that go in its next frame: all that remain if a slot has room for them, or so many as agreed."""
+        return remaining if remaining <= FRAGMENT_BYTES else self.fragment_bytes
+
     cdef unsigned char* next_frame(self) noexcept:
         return self.send_memory + <size_t>self.send_ring.position(self.send_ring.allocated) * SLOT_BYTES
 
@@ -337,7 +341,7 @@ cdef class Rings:
             store_header(frame, 0, self.acked, MAP_BYTES, 0, 0, FLAG_CONG_BITMAP, self.grant(),
                          NULL if self.map_extensions is None else <unsigned char*>PyBytes_AS_STRING(self.map_extensions))
             store_checksum(frame)
-            size = min(<uint32_t>MAP_BYTES - self.map_at, self.fragment_bytes)
+            size = self.next_fragment(<uint32_t>MAP_BYTES - self.map_at)
             memcpy(frame + HEADER_BYTES, PyBytes_AS_STRING(self.map_bits) + self.map_at, size)
             self.map_at += size
             self.build(HEADER_BYTES + size, IBV_SEND_SOLICITED if self.map_at == MAP_BYTES else 0)
@@ -350,7 +354,7 @@ cdef class Rings:
         """The message at the cursor, or what can be sent of it now; False if that is nothing."""
         cdef Path path = self.path
         cdef Sent* slot = path.slot(path.cursor)
-        cdef size_t offset = path.partial - HEADER_BYTES if path.partial else 0
+        cdef uint32_t offset = <uint32_t>path.partial - HEADER_BYTES if path.partial else 0
         cdef uint32_t size
         cdef uint8_t credit
         cdef unsigned int flags = 0
@@ -365,7 +369,7 @@ cdef class Rings:
         path.pick(path.cursor)
         while self.has_room():
             frame = self.next_frame()
-            size = <uint32_t>min(slot.length - offset, <size_t>self.fragment_bytes)
+            size = self.next_fragment(slot.length - offset)
             credit = self.grant()
             if template != NULL:
                 memcpy(frame, template, HEADER_BYTES)
@@ -679,7 +683,7 @@ cdef class Rings:
         elif (header.sequence != self.header.sequence or header.length != self.header.length
               or header.sport != self.header.sport or header.dport != self.header.dport):
             return self.bad_fragment(f"a fragment of message {header.sequence} inside message {self.header.sequence}")
-        self.fragment = min(self.remaining, self.fragment_bytes)
+        self.fragment = self.next_fragment(self.remaining)
         if size < self.fragment or (size > self.fragment and (self.fragment_bytes == FRAGMENT_BYTES or header.flags == FLAG_CONG_BITMAP)):
             return self.bad_fragment(f"a fragment of {size} bytes, with {self.remaining} of message {header.sequence} to come")
         if self.payload is not None and self.fragment:

@@ -68,7 +68,8 @@ def split_frames(frames: list[bytes]) -> list[list[tuple[int, bytes]]]:
         at = 0
         while at < len(frame):
             sequence, _, length, *_ = unpack_header(frame[at : at + 48])
-            size = min(length - came.get(sequence, 0), FRAGMENT_BYTES)
+            remaining = length - came.get(sequence, 0)
+            size = remaining if remaining <= 4096 else FRAGMENT_BYTES
             came[sequence] = came.get(sequence, 0) + size
             end = at + 48 + size
             parts.append((sequence, frame[at + 48 : end]))
@@ -118,6 +119,20 @@ def test_a_long_message_and_what_is_behind_it() -> None:
     assert [[len(part) for _, part in frame] for frame in parts] == [[6], [4048], [4048], [1904, 6], [4048], [4048], [1904]]
     a, b = pair(packed=True)
     receiver, endpoint = b.endpoint(4001), a.endpoint(4000)
+    for message in messages:
+        endpoint.submit(message, PEER)
+    settle(a, b)
+    assert received(receiver) == messages
+
+
+def test_a_message_of_4_kib_is_one_frame() -> None:
+    """The slot has room for it, though it is longer than a packed frame; what is left of a long message is treated alike."""
+    assert [len(frame) for frame in sent(opened(), bytes(4096))] == [48 + 4096]
+    assert [len(frame) for frame in sent(opened(), bytes(4097))] == [FRAME_BYTES, 48 + 49]
+    assert [len(frame) for frame in sent(opened(), bytes(FRAGMENT_BYTES + 4096))] == [FRAME_BYTES, 48 + 4096]
+    a, b = pair(packed=True)
+    receiver, endpoint = b.endpoint(4001), a.endpoint(4000)
+    messages = [bytes(4096), b"x", bytes(FRAGMENT_BYTES + 4096), b"y", bytes(4096)]
     for message in messages:
         endpoint.submit(message, PEER)
     settle(a, b)
@@ -263,11 +278,11 @@ sizes = st.lists(st.integers(0, 200) | st.integers(3900, 4200) | st.integers(0, 
 
 @given(sizes)
 def test_any_messages(sizes: list[int]) -> None:
-    """No frame is longer than 4,096 bytes, and no two neighbours would have fitted into one."""
+    """No frame is longer than a slot, and no two neighbours would have fitted into one."""
     side = opened(send_slots=1024)
     messages = [bytes([number]) * size for number, size in enumerate(sizes)]
     frames = sent(side, *messages)
-    assert all(len(frame) <= FRAME_BYTES for frame in frames)
+    assert all(len(frame) <= 48 + 4096 for frame in frames)
     parts = split_frames(frames)
     whole = dict.fromkeys(range(1, len(messages) + 1), b"")
     for sequence, part in (part for frame in parts for part in frame):
