@@ -37,6 +37,8 @@ class Backend:
     one_process: bool = False
     buffer_bytes: int = 0
     """Of the sockets, where the library has that; 0: its default."""
+    ring_slots: tuple[int, int] = (256, 1024)
+    """Of the send and the receive ring, over RDMA."""
     busy_poll_s: float = 0.0
     """How long a receiver reads before it waits, where the library has that."""
     transport: str = ""
@@ -103,9 +105,10 @@ BACKENDS = {
         ),
         ours(
             name="rdsx-verbs",
-            summary="rdsx over RDMA, socket buffers of 4 MiB",
+            summary="rdsx over RDMA, socket buffers of 4 MiB, send ring of 8 MiB, receive ring of 16 MiB",
             transport="verbs",
             buffer_bytes=4 << 20,
+            ring_slots=(2048, 4096),
             scenarios=("stream", "stream-single", "ping-pong", "rdma-write"),
             guest="rdma",
         ),
@@ -152,7 +155,7 @@ BACKENDS = {
         ),
         Backend(
             name="perftest-frames",
-            summary="ib_send_bw with the frames of RDS: 48 bytes of header before each 4 KiB",
+            summary="ib_send_bw with the frames of kernels: 48 bytes of header before each 4 KiB",
             tool="frames",
             scenarios=("stream",),
             guest="rdma",

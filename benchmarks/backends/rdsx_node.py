@@ -45,7 +45,12 @@ class Side(BaseSide):
         buffer_bytes = backend.buffer_bytes or rdsx.NodeConfig().send_buffer_bytes
         buffer_bytes = max(buffer_bytes, BUFFERED_MESSAGES * self.case.size)
         self._config = rdsx.NodeConfig(
-            port=job.port, send_buffer_bytes=buffer_bytes, receive_buffer_bytes=buffer_bytes, busy_poll_s=backend.busy_poll_s
+            port=job.port,
+            send_buffer_bytes=buffer_bytes,
+            receive_buffer_bytes=buffer_bytes,
+            send_ring_slots=backend.ring_slots[0],
+            receive_ring_slots=backend.ring_slots[1],
+            busy_poll_s=backend.busy_poll_s,
         )
         self._nodes: list[rdsx.Node] = []
         self._senders: list[rdsx.RdsSocket] = []
