@@ -10,6 +10,7 @@ cdef enum:
     HEADER_BYTES = 48               # one RDS header on every transport
     EXTENSION_BYTES = 16            # its tail: the extension headers
     FRAGMENT_BYTES = 4096           # payload bytes of a fragment (RDS_FRAG_SIZE)
+    MAX_MESSAGE_BYTES = 1048576     # RDS_MAX_MSG_SIZE: nobody sends more
     MAP_BYTES = 8192                # a congestion map: one bit a port
     COUNTERS = 47                   # len(COUNTER_NAMES)
     SCRATCH_BYTES = 262144          # one read at most

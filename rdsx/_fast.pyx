@@ -82,7 +82,6 @@ cdef enum:
     MAX_ANSWERS = 64                # ... and to its operations by message, each of which may carry a megabyte
     ACK_EVERY_MESSAGES = 256        # to a peer that acknowledges with h_ack: acknowledge at once after so many messages
     ACK_EVERY_BYTES = 65536         # ... or bytes
-    LARGEST_BYTES = 1048576         # of any message (RDS_MAX_MSG_SIZE)
 
 # The names of the counters in enum order: the kernel's own, then ours.
 COUNTER_NAMES = (
@@ -474,7 +473,7 @@ cdef class Core:
         # their pages faulted in anew then: with 64 KiB each, half of a stream's time. To free a block that was mapped for itself raises
         # that limit to twice the block's size, unless the program has set it (mallopt(3), M_MMAP_THRESHOLD). A message of the largest
         # size is such a block; this is one that nobody writes to, so it takes no memory.
-        PyMem_Free(PyMem_Malloc(LARGEST_BYTES))
+        PyMem_Free(PyMem_Malloc(MAX_MESSAGE_BYTES))
 
     def __dealloc__(self):
         PyMem_Free(self.staging)

@@ -74,7 +74,6 @@ cdef enum:
     PACKED_ALIGNMENT = 8            # of each header in a packed frame
     MIN_SLOTS = 4
     MAX_SLOTS = 32768               # largest power of two in the 16 bits that credits are counted in
-    WIRE_MAX_BYTES = 1048576        # RDS_MAX_MSG_SIZE: nobody sends more
 
 
 # == 1. the device ========================================================================================================
@@ -684,7 +683,7 @@ cdef class Rings:
               or header.sport != self.header.sport or header.dport != self.header.dport):
             return self.bad_fragment(f"a fragment of message {header.sequence} inside message {self.header.sequence}")
         self.fragment = self.next_fragment(self.remaining)
-        if size < self.fragment or (size > self.fragment and (self.fragment_bytes == FRAGMENT_BYTES or header.flags == FLAG_CONG_BITMAP)):
+        if size < self.fragment or (size > self.fragment and (self.fragment_bytes != PACKED_FRAGMENT_BYTES or header.flags == FLAG_CONG_BITMAP)):
             return self.bad_fragment(f"a fragment of {size} bytes, with {self.remaining} of message {header.sequence} to come")
         if self.payload is not None and self.fragment:
             copy(PyBytes_AS_STRING(self.payload) + header.length - self.remaining, data, self.fragment)
@@ -694,7 +693,7 @@ cdef class Rings:
     cdef int begin(self, Header* header) except -1:
         """The first fragment of a message: get memory for all of it, unless nobody will get it."""
         cdef Path path = self.path
-        cdef uint32_t limit = max(<uint32_t>WIRE_MAX_BYTES, path.core.max_message_bytes)
+        cdef uint32_t limit = max(<uint32_t>MAX_MESSAGE_BYTES, path.core.max_message_bytes)
         cdef bint is_wanted
         if header.length > limit:
             path.core.counters[C_RECV_DROP_BAD_FRAME] += 1

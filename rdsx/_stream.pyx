@@ -275,7 +275,7 @@ cdef class StreamReader:
     cdef bint is_unwanted(self, Header* header) except -1:
         """Whether the payload of a message that is not a map is to be skipped, not stored. Raises for lengths nobody sends."""
         cdef Core core = self.path.core
-        if header.length > 1048576 and header.length > core.max_message_bytes:
+        if header.length > MAX_MESSAGE_BYTES and header.length > core.max_message_bytes:
             core.counters[C_RECV_DROP_BAD_FRAME] += 1
             raise WireError("bad_length", f"h_len {header.length} in message {header.sequence}")
         if header.length > core.max_message_bytes:

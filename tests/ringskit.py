@@ -7,6 +7,7 @@ import select
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 from fastkit import ACK_REQUIRED, CONG_BITMAP, HELLO, MIB, Side
 from rdsx._fast import Path, pack_header
@@ -212,6 +213,17 @@ def alone(**changes: Any) -> RingSide:
     return side
 
 
+def opened(**changes: Any) -> RingSide:
+    """Alone, with its own map sent and the peer's taken in."""
+    side = alone(**changes)
+    side.kick()
+    side.outgoing()
+    side.inject(*map_frames(fragment_bytes=side.rings.fragment_bytes))
+    assert side.take_in() == [FIRST_HEADER, NEW_MAP]
+    side.nic.show_sends()
+    return side
+
+
 def frames_of(
     sequence: int,
     payload: bytes = b"",
@@ -223,18 +235,23 @@ def frames_of(
     credit: int = 0,
     extensions: bytes = b"",
     length: int | None = None,
+    fragment_bytes: int = FRAGMENT_BYTES,
 ) -> list[bytes]:
     """A message as fragments; `length` lies about the payload's."""
     size = len(payload) if length is None else length
     header = pack_header(sequence, ack, size, sport, dport, flags, credit, extensions, checksum=True)
-    return [header + payload[at : at + FRAGMENT_BYTES] for at in range(0, max(len(payload), 1), FRAGMENT_BYTES)]
+    return [header + payload[at : at + fragment_bytes] for at in range(0, max(len(payload), 1), fragment_bytes)]
 
 
-def map_frames(*ports: int, extensions: bytes = b"") -> list[bytes]:
+def map_frames(*ports: int, extensions: bytes = b"", fragment_bytes: int = FRAGMENT_BYTES) -> list[bytes]:
     bits = bytearray(8192)
     for port in ports:
         bits[port >> 3] |= 1 << (port & 7)
-    return frames_of(0, bytes(bits), sport=0, dport=0, flags=CONG_BITMAP, extensions=extensions)
+    return frames_of(0, bytes(bits), sport=0, dport=0, flags=CONG_BITMAP, extensions=extensions, fragment_bytes=fragment_bytes)
+
+
+# Frames, or what comes to lie in one, whose checksum says that there is none.
+unchecked = st.binary(min_size=48, max_size=60).map(lambda data: data[:30] + b"\0\0" + data[32:])
 
 
 def ack_frame(ack: int, credit: int = 0) -> bytes:

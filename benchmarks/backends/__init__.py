@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
@@ -37,12 +38,12 @@ class Backend:
     one_process: bool = False
     buffer_bytes: int = 0
     """Of the sockets, where the library has that; 0: its default."""
-    ring_slots: tuple[int, int] = (256, 1024)
-    """Of the send and the receive ring, over RDMA."""
     busy_poll_s: float = 0.0
     """How long a receiver reads before it waits, where the library has that."""
     transport: str = ""
     """Of the rdsx nodes; "" for other libraries."""
+    node_settings: Mapping[str, int] = field(default_factory=dict)
+    """Of their NodeConfig, besides the above."""
     guest: Guest = ""
     """Only in a guest: "tcp", with the kernel's RDS and a network namespace for each side; "rdma", with soft-RoCE."""
     kernel_module: str = ""
@@ -108,7 +109,7 @@ BACKENDS = {
             summary="rdsx over RDMA, socket buffers of 4 MiB, send ring of 8 MiB, receive ring of 16 MiB",
             transport="verbs",
             buffer_bytes=4 << 20,
-            ring_slots=(2048, 4096),
+            node_settings={"send_ring_slots": 2048, "receive_ring_slots": 4096},
             scenarios=("stream", "stream-single", "ping-pong", "rdma-write"),
             guest="rdma",
         ),

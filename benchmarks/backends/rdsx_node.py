@@ -48,9 +48,8 @@ class Side(BaseSide):
             port=job.port,
             send_buffer_bytes=buffer_bytes,
             receive_buffer_bytes=buffer_bytes,
-            send_ring_slots=backend.ring_slots[0],
-            receive_ring_slots=backend.ring_slots[1],
             busy_poll_s=backend.busy_poll_s,
+            **backend.node_settings,
         )
         self._nodes: list[rdsx.Node] = []
         self._senders: list[rdsx.RdsSocket] = []

@@ -43,24 +43,15 @@ from ringskit import (  # noqa: E402
     alone,
     frames_of,
     map_frames,
+    opened,
     pair,
     relink,
     settle,
     show_all,
+    unchecked,
 )
 
 SIZES = [0, 1, 47, 48, 4095, 4096, 4097, 65536, MIB]
-
-
-def opened(**changes: Any) -> RingSide:
-    """Alone, with its own map sent and the peer's taken in."""
-    side = alone(**changes)
-    side.kick()
-    side.outgoing()
-    side.inject(*map_frames())
-    assert side.take_in() == [FIRST_HEADER, NEW_MAP]
-    side.nic.show_sends()
-    return side
 
 
 def wire(side: RingSide) -> list[bytes]:
@@ -543,9 +534,6 @@ def test_any_frames_like_the_twin(pieces: list[tuple[int, int, int, int]]) -> No
             break
     assert side.rings.reason == reason
     assert received(endpoint) == expected
-
-
-unchecked = st.binary(min_size=48, max_size=60).map(lambda data: data[:30] + b"\0\0" + data[32:])
 
 
 @given(st.lists(st.binary(max_size=200) | unchecked, max_size=8))

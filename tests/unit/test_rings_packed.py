@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +15,8 @@ from rdsx._fast import pack_header, unpack_header  # noqa: E402
 from ringskit import (  # noqa: E402
     BROKEN,
     EMPTY,
-    FIRST_HEADER,
     INLINE,
     MIB,
-    NEW_MAP,
     RingSide,
     alone,
     frames_of,
@@ -25,6 +25,7 @@ from ringskit import (  # noqa: E402
     pair,
     relink,
     settle,
+    unchecked,
     use_credits,
 )
 
@@ -33,21 +34,7 @@ FRAGMENT_BYTES = FRAME_BYTES - 48
 PEER = ("10.0.0.2", 4001)
 
 
-def opened(**changes: object) -> RingSide:
-    """Alone, with its own map sent and the peer's taken in."""
-    side = alone(packed=True, **changes)
-    side.kick()
-    side.outgoing()
-    side.inject(*packed_map())
-    assert side.take_in() == [FIRST_HEADER, NEW_MAP]
-    side.nic.show_sends()
-    return side
-
-
-def packed_map() -> list[bytes]:
-    """An empty map, in fragments of packed frames."""
-    header = map_frames()[0][:48]
-    return [header + bytes(size) for size in (FRAGMENT_BYTES, FRAGMENT_BYTES, 8192 - 2 * FRAGMENT_BYTES)]
+opened = partial(ringskit.opened, packed=True)
 
 
 def aligned(size: int) -> int:
@@ -190,7 +177,6 @@ def test_full_rings_pack_what_waits() -> None:
         endpoint.submit(message, PEER)
         a.kick()
     assert a.rings.blocked
-    a.path.core.take_dirty()
     before = b.counter("verbs_frames_received")
     settle(a, b)
     assert received(receiver) == expected
@@ -240,7 +226,7 @@ WRONG = {
     "half a header behind": (join_messages(GOOD, GOOD)[: 56 + 47], "bad_fragment"),
     "a second payload that is cut off": (join_messages(GOOD, frames_of(2, b"cut off")[0])[:-1], "bad_fragment"),
     "a map behind": (join_messages(GOOD, map_frames()[0][:1048]), "bad_fragment"),
-    "something behind a map": (packed_map()[0][:48] + bytes(FRAGMENT_BYTES) + GOOD[:48], "bad_fragment"),
+    "something behind a map": (map_frames(fragment_bytes=FRAGMENT_BYTES)[0] + GOOD[:48], "bad_fragment"),
     "the beginning of a long message behind": (join_messages(GOOD, frames_of(2, bytes(100), length=9000)[0]), "bad_fragment"),
     "another checksum behind": (join_messages(GOOD, GOOD[:30] + b"\1\1" + GOOD[32:]), "bad_checksum"),
     "a second message of 4 GiB": (join_messages(GOOD, frames_of(2, b"x", length=0xFFFFFFFF)[0]), "bad_length"),
@@ -291,9 +277,6 @@ def test_any_messages(sizes: list[int]) -> None:
     for frame, following in zip(frames, parts[1:], strict=False):
         sequence, part = following[0]
         assert len(part) < len(messages[sequence - 1]) or aligned(len(frame)) + 48 + len(part) > FRAME_BYTES
-
-
-unchecked = st.binary(min_size=48, max_size=60).map(lambda data: data[:30] + b"\0\0" + data[32:])
 
 
 @given(st.lists(st.lists(st.binary(max_size=100) | unchecked, min_size=1, max_size=4), max_size=6))
