@@ -70,7 +70,7 @@ cdef extern from "<infiniband/verbs.h>" nogil:
 
 cdef enum:
     SLOT_BYTES = 4160               # of registered memory for each slot of a ring: a frame, rounded up to whole cache lines
-    POLL_BATCH = 32                 # completions taken from a queue at once
+    POLL_BATCH = 32                 # completions taken from a queue at once, at most
 
 # -- 1. the device --------------------------------------------------------------------------------------------------------
 
@@ -127,11 +127,15 @@ cdef class Rings:
     cdef readonly bint offered                  # what is posted was announced to the peer, whether or not it counts
     cdef SendSlot* send_slots
     cdef ReceiveSlot* receive_slots
-    cdef unsigned char* receive_memory          # SLOT_BYTES for each slot; the caller's, registered
+    cdef unsigned char* receive_memory          # slot_bytes for each slot; the caller's, registered
     cdef unsigned char* send_memory
     cdef uint32_t max_inline_bytes              # frames up to this are copied into the work request
     cdef readonly bint solicited_only           # the receive queue wakes us for solicited completions only
+    cdef readonly bint packed                   # both ends send packed frames; then PACKED_SLOTS of the caller's slots are one
+    cdef uint32_t slot_bytes                    # of memory for each slot
     cdef readonly uint32_t fragment_bytes       # payload of each frame of a message but the last: both ends have the same
+    cdef uint32_t max_fragment_bytes            # ... and of the last one at most
+    cdef int poll_batch                         # completions taken from the receive queue at once
     cdef uint32_t signal_every                  # one frame in so many is signalled
     # sending
     cdef uint32_t unsignalled                   # frames since the last signalled one
@@ -166,7 +170,6 @@ cdef class Rings:
     cdef readonly str reason                    # why, as it is counted
     cdef readonly str detail
     cdef int count_credits(self, uint32_t available, uint32_t owed) except -1
-    cdef bint takes_whole_messages(self) noexcept
     cdef bint has_room(self) noexcept
     cdef bint has_frames(self) noexcept
     cdef void note_blocked(self) noexcept

@@ -15,6 +15,11 @@ def verbs_nic(qp: int, send_cq: int, recv_cq: int, channel: int, get_cq_event: i
     others than what they are said to be crash.
     """
 
+MIN_SLOTS: int
+"""Of a ring at least."""
+PACKED_SLOTS: int
+"""Slots that make one for packed frames."""
+
 def ring_bytes(send_slots: int, receive_slots: int) -> int:
     """How much registered memory rings of these sizes need: 4,160 bytes a slot."""
 
@@ -57,6 +62,7 @@ class Rings:
     credits: Credits | None
     offered: bool
     solicited_only: bool
+    packed: bool
     fragment_bytes: int
     acking: bool
     blocked: bool
@@ -79,10 +85,12 @@ class Rings:
         send_slots: int = 256,
         receive_slots: int = 1024,
         max_inline_bytes: int = 0,
+        packed: bool = False,
     ) -> None:
         """`memory`: address of at least ring_bytes() bytes, registered for local writing under `lkey`; the caller keeps them until the
         queue pair is gone. The numbers of slots are powers of two, 4 to 32,768, and at most what the queue pair was made with;
-        `max_inline_bytes` likewise. ValueError for anything else.
+        `max_inline_bytes` likewise. `packed`: both ends said that they take packed frames, of 16,384 bytes, header included, with as many
+        whole messages as fit, one behind the other; each takes four slots, so there are at least 16. ValueError for anything else.
         """
     @property
     def in_flight(self) -> int:
@@ -92,9 +100,6 @@ class Rings:
         """Nothing is to be sent, or nothing may be before the peer has spoken."""
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
-    def pack_frames(self) -> None:
-        """Both ends said that they take packed frames: of 4,096 bytes, header included, with as many whole messages as fit, one behind the
-        other. Before the first frame."""
     def offer_credits(self) -> int:
         """How many receives are posted, to be announced to the peer as the connection is made. Credits are counted if it announces some,
         too: use_credits(); or if its first frame grants some."""
@@ -105,7 +110,7 @@ class Rings:
         """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many work requests.
 
         Our map first if one is due, then messages, resends before new ones, each behind its operation if it has one; small ones share a
-        frame where pack_frames() was called. A pure acknowledgement if one is due and nothing else goes. Afterwards `blocked` says whether
+        frame where frames are packed. A pure acknowledgement if one is due and nothing else goes. Afterwards `blocked` says whether
         something is left that waits for completions, and `starved` whether for credits.
         """
     def flush(self) -> None:

@@ -64,15 +64,17 @@ cdef enum:
     NEW_MAP = 3
     BROKEN = 4
 
+cpdef enum:
+    MIN_SLOTS = 4                   # of a ring
+    PACKED_SLOTS = 4                # side by side, hold one packed frame
+
 cdef enum:
     SIGNAL_EVERY = 16               # the kernel signals every 17th frame (net.rds.ib.max_unsignaled_wr)
     CREDIT_UPDATE = 16              # the kernel sends a frame for so many unadvertised receives
     MAX_GRANT = 255                 # h_credit has 8 bits
     MAX_CREDITS = 65535             # the kernel counts them in 16 bits
-    PACKED_FRAME_BYTES = 4096       # of a packed frame: whole packets, whatever the path MTU
-    PACKED_FRAGMENT_BYTES = PACKED_FRAME_BYTES - HEADER_BYTES
+    PACKED_FRAME_BYTES = PACKED_SLOTS * FRAGMENT_BYTES  # whole packets, whatever the path MTU
     PACKED_ALIGNMENT = 8            # of each header in a packed frame
-    MIN_SLOTS = 4
     MAX_SLOTS = 32768               # largest power of two in the 16 bits that credits are counted in
 
 
@@ -165,11 +167,11 @@ def ring_bytes(uint32_t send_slots, uint32_t receive_slots):
 
 cdef class Rings:
     def __cinit__(self, Path path not None, Nic nic not None, *, uintptr_t memory, uint64_t memory_bytes, uint32_t lkey,
-                  uint32_t send_slots=256, uint32_t receive_slots=1024, uint32_t max_inline_bytes=0):
-        cdef uint32_t slots
+                  uint32_t send_slots=256, uint32_t receive_slots=1024, uint32_t max_inline_bytes=0, bint packed=False):
+        cdef uint32_t slots, fragments, joined = PACKED_SLOTS if packed else 1, least = joined * MIN_SLOTS
         for slots in (send_slots, receive_slots):
-            if not MIN_SLOTS <= slots <= MAX_SLOTS:
-                raise ValueError(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
+            if not least <= slots <= MAX_SLOTS:
+                raise ValueError(f"a ring has {least} to {MAX_SLOTS} slots, not {slots}")
         if nic.ops.post_send == NULL:
             raise ValueError("this Nic stands for no device: take one from verbs_nic()")
         if not memory or memory_bytes < ring_bytes(send_slots, receive_slots):
@@ -177,21 +179,28 @@ cdef class Rings:
                              f"not {memory_bytes} at {memory:#x}")
         self.path = path
         self.nic = nic
-        self.send_ring = Ring(send_slots)
-        self.receive_ring = Ring(receive_slots)
+        self.send_ring = Ring(send_slots // joined)
+        self.receive_ring = Ring(receive_slots // joined)
+        self.packed = packed
+        self.slot_bytes = joined * SLOT_BYTES
+        self.max_fragment_bytes = joined * FRAGMENT_BYTES
+        self.fragment_bytes = PACKED_FRAME_BYTES - HEADER_BYTES if packed else FRAGMENT_BYTES
+        self.poll_batch = POLL_BATCH // joined
         self.receive_memory = <unsigned char*>memory
         self.send_memory = self.receive_memory + <size_t>receive_slots * SLOT_BYTES
         self.max_inline_bytes = max_inline_bytes
-        self.signal_every = max(1, min(<uint32_t>SIGNAL_EVERY, send_slots // 4))
-        self.fragment_bytes = FRAGMENT_BYTES
-        self.solicited_only = self.takes_whole_messages()
+        self.signal_every = max(1, min(<uint32_t>SIGNAL_EVERY, self.send_ring.size // 4))
+        # Woken only at the end of a message, we must not run out of slots in the middle of it.
+        fragments = (path.core.max_message_bytes + self.fragment_bytes - 1) // self.fragment_bytes
+        self.solicited_only = self.receive_ring.size >= 2 * fragments
         self.operations = []
-        self.send_slots = <SendSlot*>PyMem_Calloc(send_slots, sizeof(SendSlot))
-        self.receive_slots = <ReceiveSlot*>PyMem_Calloc(receive_slots, sizeof(ReceiveSlot))
+        self.send_slots = <SendSlot*>PyMem_Calloc(self.send_ring.size, sizeof(SendSlot))
+        self.receive_slots = <ReceiveSlot*>PyMem_Calloc(self.receive_ring.size, sizeof(ReceiveSlot))
         if self.send_slots == NULL or self.receive_slots == NULL:
             raise MemoryError()
-        link_sends(self.send_slots, send_slots, self.send_memory, lkey)
-        link_receives(self.receive_slots, receive_slots, self.receive_memory, lkey)
+        link_sends(self.send_slots, self.send_ring.size, self.send_memory, self.slot_bytes, lkey)
+        link_receives(self.receive_slots, self.receive_ring.size, self.receive_memory, self.slot_bytes,
+                      HEADER_BYTES + self.max_fragment_bytes, lkey)
 
     def __dealloc__(self):
         PyMem_Free(self.send_slots)
@@ -230,16 +239,6 @@ cdef class Rings:
         if self.credits is not None:
             self.credits.posted(count)
         return count
-
-    cdef bint takes_whole_messages(self) noexcept:
-        """Whether two messages fit into the receive ring. Woken only at the end of one, we must not run out of slots before."""
-        cdef uint32_t fragments = (self.path.core.max_message_bytes + self.fragment_bytes - 1) // self.fragment_bytes
-        return self.receive_ring.size >= 2 * fragments
-
-    def pack_frames(self):
-        """The peer said that it takes packed frames, and we did: both send them from the first frame on."""
-        self.fragment_bytes = PACKED_FRAGMENT_BYTES
-        self.solicited_only = self.solicited_only and self.takes_whole_messages()
 
     def offer_credits(self):
         """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it
@@ -320,10 +319,10 @@ cdef class Rings:
 
     cdef uint32_t next_fragment(self, uint32_t remaining) noexcept:
         """Payload bytes of a message that go in its next frame: all that remain if a slot has room for them, or so many as agreed."""
-        return remaining if remaining <= FRAGMENT_BYTES else self.fragment_bytes
+        return remaining if remaining <= self.max_fragment_bytes else self.fragment_bytes
 
     cdef unsigned char* next_frame(self) noexcept:
-        return self.send_memory + <size_t>self.send_ring.position(self.send_ring.allocated) * SLOT_BYTES
+        return self.send_memory + <size_t>self.send_ring.position(self.send_ring.allocated) * self.slot_bytes
 
     cdef int build_map(self) except -1:
         """Our map, as it is when its first frame is built; it may take several batches."""
@@ -382,7 +381,7 @@ cdef class Rings:
             # Where credits end in the middle of a message, a kernel has to wake up all the same, to give more.
             self.build(HEADER_BYTES + size, flags | (IBV_SEND_SOLICITED if offset == slot.length or self.frames + 1 == self.allowed else 0))
             if offset == slot.length:
-                if self.fragment_bytes == PACKED_FRAGMENT_BYTES:
+                if self.packed:
                     self.open_bytes = HEADER_BYTES + size
                 path.wrote(slot)
                 break
@@ -504,8 +503,8 @@ cdef class Rings:
         if self.broken:
             return BROKEN
         if not self.unread:
-            count = self.nic.ops.poll_cq(self.nic.recv_cq, POLL_BATCH, self.found)
-            if count < 0 or count > POLL_BATCH:
+            count = self.nic.ops.poll_cq(self.nic.recv_cq, self.poll_batch, self.found)
+            if count < 0 or count > self.poll_batch:
                 return self.break_off("completion_error", f"ibv_poll_cq of the receive queue: {count}")
             self.at = 0
             self.unread = <uint32_t>count
@@ -615,7 +614,7 @@ cdef class Rings:
         cdef Path path = self.path
         cdef Header header
         cdef uint32_t slot = self.receive_ring.position(self.receive_ring.freed), size = completion.byte_len
-        cdef const unsigned char* frame = self.receive_memory + <size_t>slot * SLOT_BYTES
+        cdef const unsigned char* frame = self.receive_memory + <size_t>slot * self.slot_bytes
         cdef uint32_t at = 0
         cdef int code
         if completion.status != IBV_WC_SUCCESS:
@@ -624,7 +623,7 @@ cdef class Rings:
             return self.break_off_with("receive", completion.status, completion.vendor_err)
         if completion.wr_id != slot or not self.receive_ring.in_use():
             return self.break_off("completion_error", f"completion of receive {completion.wr_id}, expected {slot}")
-        if size < HEADER_BYTES or size > HEADER_BYTES + FRAGMENT_BYTES:
+        if size < HEADER_BYTES or size > HEADER_BYTES + self.max_fragment_bytes:
             path.core.counters[C_RECV_DROP_BAD_FRAME] += 1
             return self.break_off("short_fragment", f"a frame of {size} bytes cannot hold a header")
         if self.read_header(frame, &header) == BROKEN:
@@ -683,7 +682,7 @@ cdef class Rings:
               or header.sport != self.header.sport or header.dport != self.header.dport):
             return self.bad_fragment(f"a fragment of message {header.sequence} inside message {self.header.sequence}")
         self.fragment = self.next_fragment(self.remaining)
-        if size < self.fragment or (size > self.fragment and (self.fragment_bytes != PACKED_FRAGMENT_BYTES or header.flags == FLAG_CONG_BITMAP)):
+        if size < self.fragment or (size > self.fragment and (not self.packed or header.flags == FLAG_CONG_BITMAP)):
             return self.bad_fragment(f"a fragment of {size} bytes, with {self.remaining} of message {header.sequence} to come")
         if self.payload is not None and self.fragment:
             copy(PyBytes_AS_STRING(self.payload) + header.length - self.remaining, data, self.fragment)
@@ -791,19 +790,20 @@ cdef inline void store_checksum(unsigned char* frame) noexcept nogil:
     frame[31] = <unsigned char>checksum
 
 
-cdef void link_sends(SendSlot* slots, uint32_t count, unsigned char* memory, uint32_t lkey) noexcept nogil:
+cdef void link_sends(SendSlot* slots, uint32_t count, unsigned char* memory, uint32_t stride, uint32_t lkey) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        slots[i].sge.addr = <uint64_t>(memory + <size_t>i * SLOT_BYTES)
+        slots[i].sge.addr = <uint64_t>(memory + <size_t>i * stride)
         slots[i].sge.lkey = lkey
         slots[i].wr.next = &slots[(i + 1) % count].wr
 
 
-cdef void link_receives(ReceiveSlot* slots, uint32_t count, unsigned char* memory, uint32_t lkey) noexcept nogil:
+cdef void link_receives(ReceiveSlot* slots, uint32_t count, unsigned char* memory, uint32_t stride, uint32_t frame_bytes,
+                        uint32_t lkey) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        slots[i].sge.addr = <uint64_t>(memory + <size_t>i * SLOT_BYTES)
-        slots[i].sge.length = HEADER_BYTES + FRAGMENT_BYTES
+        slots[i].sge.addr = <uint64_t>(memory + <size_t>i * stride)
+        slots[i].sge.length = frame_bytes
         slots[i].sge.lkey = lkey
         slots[i].wr.wr_id = i
         slots[i].wr.sg_list = &slots[i].sge

@@ -49,6 +49,8 @@ class RingSide(Side):
         if not self.path.header_acks:
             self.path = self.table.routes[self.peer] = Path(self.table, self.peer, self.foreign, header_acks=True)
         send_slots, receive_slots, inline = self.sizes
+        if self.packed:
+            send_slots, receive_slots = send_slots * rings.PACKED_SLOTS, receive_slots * rings.PACKED_SLOTS
         size = rings.ring_bytes(send_slots, receive_slots)
         self.memory = ctypes.create_string_buffer(size)
         address = ctypes.addressof(self.memory)
@@ -71,10 +73,9 @@ class RingSide(Side):
             send_slots=send_slots,
             receive_slots=receive_slots,
             max_inline_bytes=inline,
+            packed=self.packed,
         )
         self.rings.post_receives()
-        if self.packed:
-            self.rings.pack_frames()
         self.path.open(hello)
         self.codes: list[int] = []
         self.awake = True

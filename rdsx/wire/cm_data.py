@@ -44,7 +44,7 @@ OLDEST: Version = (3, 1)
 NEWEST_MAJOR = 4
 UNSAID: Version = (4, 1)  # what a connector assumes when the reply does not say
 
-PACKED_FRAGMENT_BYTES = 4048
+PACKED_FRAGMENT_BYTES = 16336
 """As a fragment size: packed frames, docs/verbs-rings.md. Nobody but rdsx says this. Oracle's kernels know 4096, 8192 and 16384, and take
 anything else for 4096; Linux does not look."""
 

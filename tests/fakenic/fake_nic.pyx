@@ -34,7 +34,7 @@ cdef enum:
     ARMED_SOLICITED = 2
 
 cdef enum:
-    FRAME_BYTES = 4144
+    FRAME_BYTES = 16432             # the longest that Rings sends: 48 bytes of header, 16 KiB of payload
     MAX_REGIONS = 8
     MAX_SEGMENTS = 8
 

@@ -66,11 +66,11 @@ async def couple(peer: Peer, listener: Listener, *, local: Any = LEFT, **setting
     async def accept() -> None:
         request = await listener.accept()
         assert request.remote == local
-        passive.append(await request.accept(prepare=mailboxes[1], ack_seq=settings.get("ack_seq", 0) * 2))
+        passive.append(await request.accept(mailboxes[1], ack_seq=settings.get("ack_seq", 0) * 2))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)
-        active = await peer.manager.connect(local, listener.local, prepare=mailboxes[0], **settings)
+        active = await peer.manager.connect(local, listener.local, mailboxes[0], **settings)
     return Couple(active, passive[0], mailboxes)
 
 
@@ -123,7 +123,7 @@ async def finds_no_host() -> None:
     async with open_peer() as peer:
         for host in (NOBODY, parse_host("192.0.2.1")):
             with fails(errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
-                await peer.manager.connect(LEFT, host, prepare=Mailbox())
+                await peer.manager.connect(LEFT, host, Mailbox())
 
 
 async def listens_only_where_it_can() -> None:
@@ -145,16 +145,15 @@ async def is_cancelled_at_every_step() -> None:
         before = kernel_objects()
         for delay_s in (0.0, 0.001, 0.01, 0.1, 0.5):
             with trio.move_on_after(delay_s) as scope:
-                await peer.manager.connect(LEFT, RIGHT, prepare=mailbox_that_frees(mailboxes := []))
+                await peer.manager.connect(LEFT, RIGHT, mailbox := Mailbox())
             assert scope.cancelled_caught
-            for mailbox in mailboxes:
-                mailbox.close()
+            mailbox.close()
         with trio.move_on_after(0.5):
             while True:
                 mailbox = Mailbox()
                 request = await listener.accept()
                 try:
-                    connection = await request.accept(prepare=mailbox)
+                    connection = await request.accept(mailbox)
                 except OSError:
                     pass
                 else:
@@ -165,14 +164,6 @@ async def is_cancelled_at_every_step() -> None:
         two = await couple(peer, listener)
         await two.talk()
         await two.end()
-
-
-def mailbox_that_frees(made: list[Mailbox]) -> Callable[[Any], None]:
-    def prepare(pair: Any) -> None:
-        made.append(Mailbox())
-        made[-1](pair)
-
-    return prepare
 
 
 async def refuses_what_is_no_rds() -> None:
@@ -364,7 +355,7 @@ async def expect_error(
         if handle is not None:
             nursery.start_soon(answer)
         with fails(number), proposing(data):
-            await peer.manager.connect(LEFT, RIGHT, prepare=mailbox)
+            await peer.manager.connect(LEFT, RIGHT, mailbox)
     mailbox.close()
 
 

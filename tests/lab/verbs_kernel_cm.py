@@ -46,12 +46,12 @@ async def is_asked() -> None:
         request = await listener.accept()
         assert (request.remote, request.version, request.data.receiver) == (KERNEL, (3, 1), LOCAL.ip)
         mailbox = Mailbox()
-        connection = await request.accept(prepare=mailbox)
+        connection = await request.accept(mailbox)
         assert [len(await mailbox.receive()) for _ in range(2)] == [4144, 4144]
         # It holds a connection, so ours, which is newer, means to it that we have restarted: it drops the old one and rejects this.
         second = Mailbox()
         with fails(errno.ECONNRESET):
-            await peer.manager.connect(LOCAL, KERNEL, prepare=second)
+            await peer.manager.connect(LOCAL, KERNEL, second)
         second.close()
         assert await connection.wait_ended() == "closed_by_peer"
         connection.disconnect()
@@ -76,7 +76,7 @@ async def ask(peer: Peer) -> tuple[CmConnection, Mailbox]:
     while True:
         mailbox = Mailbox()
         try:
-            return await peer.manager.connect(LOCAL, KERNEL, prepare=mailbox), mailbox
+            return await peer.manager.connect(LOCAL, KERNEL, mailbox), mailbox
         except ConnectionResetError:
             mailbox.close()
             await trio.sleep(0.05)

@@ -20,8 +20,9 @@ import trio
 from pyverbs.mr import MR
 from pyverbs.wr import SGE, RecvWR, SendWR
 
-from rdsx.transports.verbs.cm import ConnectionManager
+from rdsx.transports.verbs.cm import ConnectionManager, Offer
 from rdsx.transports.verbs.device import QueuePair, QueueSizes, keep_over_fork
+from rdsx.wire.cm_data import CmData
 
 __all__ = ["Mailbox", "Peer", "fails", "kernel_objects", "open_peer", "run_cases"]
 
@@ -43,15 +44,18 @@ def fails(*numbers: int, naming: str = "") -> Iterator[None]:
 
 
 class Mailbox:
-    """Receives that are posted as a queue pair gets ready, and sends one at a time. Use it as `prepare`."""
+    """Receives that are posted as a queue pair gets ready, and sends one at a time. A `cm.Receiver`."""
 
     def __init__(self) -> None:
         self.pair: QueuePair | None = None
         self.memory: Any = None
 
-    def __call__(self, pair: QueuePair) -> None:
+    def offer(self, pair: QueuePair) -> Offer:
         self.pair = pair
         self.memory = keep_over_fork(MR(pair.device.pd, (SLOTS + 1) * FRAME_BYTES, LOCAL_WRITE))
+        return Offer()
+
+    def post(self, peer: CmData) -> None:
         for slot in range(SLOTS):
             self._post(slot)
 

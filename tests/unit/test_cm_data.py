@@ -61,7 +61,7 @@ def test_fragment_sizes() -> None:
     data = parse_cm_data_untrusted(theirs, is_ipv6=False)
     assert (data.version, data.fragment_bytes, data.ack_seq, data.credit) == ((4, 1), 16384, 7, 16)
     ours = pack_cm_data(CmData(sender=V4("10.9.0.1"), receiver=V4("10.9.0.2"), fragment_bytes=PACKED_FRAGMENT_BYTES))
-    assert ours[14:16] == b"\x0f\xd0"
+    assert ours[14:16] == b"\x3f\xd0"
 
 
 @pytest.mark.parametrize(("is_ipv6", "least"), [(False, 28), (True, 52)])

@@ -12,6 +12,7 @@ ringskit = pytest.importorskip("ringskit", reason="rdsx was built without the he
 
 from fastkit import ACK_REQUIRED, SENT, received  # noqa: E402
 from rdsx._fast import pack_header, unpack_header  # noqa: E402
+from rdsx.wire.cm_data import PACKED_FRAGMENT_BYTES  # noqa: E402
 from ringskit import (  # noqa: E402
     BROKEN,
     EMPTY,
@@ -29,8 +30,9 @@ from ringskit import (  # noqa: E402
     use_credits,
 )
 
-FRAME_BYTES = 4096
+FRAME_BYTES = 16384
 FRAGMENT_BYTES = FRAME_BYTES - 48
+LARGEST = 16384  # payload of a message's last frame
 PEER = ("10.0.0.2", 4001)
 
 
@@ -56,7 +58,7 @@ def split_frames(frames: list[bytes]) -> list[list[tuple[int, bytes]]]:
         while at < len(frame):
             sequence, _, length, *_ = unpack_header(frame[at : at + 48])
             remaining = length - came.get(sequence, 0)
-            size = remaining if remaining <= 4096 else FRAGMENT_BYTES
+            size = remaining if remaining <= LARGEST else FRAGMENT_BYTES
             came[sequence] = came.get(sequence, 0) + size
             end = at + 48 + size
             parts.append((sequence, frame[at + 48 : end]))
@@ -73,6 +75,17 @@ def sent(side: RingSide, *messages: bytes) -> list[bytes]:
         assert endpoint.submit(message, PEER) == SENT
     side.kick()
     return [frame for frame, _ in side.outgoing()]
+
+
+def test_both_ends_mean_the_same_frames() -> None:
+    """What is agreed on as a connection is made is what the rings do."""
+    assert opened().rings.fragment_bytes == PACKED_FRAGMENT_BYTES == FRAGMENT_BYTES
+
+
+@pytest.mark.parametrize("small", ["send_slots", "receive_slots"])
+def test_rings_that_are_too_small_for_packed_frames(small: str) -> None:
+    with pytest.raises(ValueError, match="a ring has 16 to 32768 slots, not 8"):
+        alone(packed=True, **{small: 2})
 
 
 def test_three_messages_on_the_wire() -> None:
@@ -92,18 +105,18 @@ def test_what_fits_to_the_byte_and_what_does_not() -> None:
 
 
 def test_as_many_as_fit() -> None:
-    frames = sent(opened(), *(b"%08d" % number for number in range(200)))
+    frames = sent(opened(), *(b"%08d" % number for number in range(700)))
     parts = split_frames(frames)
-    assert [len(frame) for frame in parts] == [73, 73, 54]
-    assert [part for frame in parts for part in frame] == [(number + 1, b"%08d" % number) for number in range(200)]
+    assert [len(frame) for frame in parts] == [292, 292, 116]
+    assert [part for frame in parts for part in frame] == [(number + 1, b"%08d" % number) for number in range(700)]
 
 
 def test_a_long_message_and_what_is_behind_it() -> None:
     """Every fragment but the last fills its frame; small messages go with the last one, a long one does not."""
-    long = bytes(range(250)) * 40
+    long = bytes(range(250)) * 160
     messages = [b"before", long, b"behind", long]
     parts = split_frames(sent(opened(), *messages))
-    assert [[len(part) for _, part in frame] for frame in parts] == [[6], [4048], [4048], [1904, 6], [4048], [4048], [1904]]
+    assert [[len(part) for _, part in frame] for frame in parts] == [[6], [16336], [16336], [7328, 6], [16336], [16336], [7328]]
     a, b = pair(packed=True)
     receiver, endpoint = b.endpoint(4001), a.endpoint(4000)
     for message in messages:
@@ -112,14 +125,14 @@ def test_a_long_message_and_what_is_behind_it() -> None:
     assert received(receiver) == messages
 
 
-def test_a_message_of_4_kib_is_one_frame() -> None:
+def test_a_message_of_16_kib_is_one_frame() -> None:
     """The slot has room for it, though it is longer than a packed frame; what is left of a long message is treated alike."""
-    assert [len(frame) for frame in sent(opened(), bytes(4096))] == [48 + 4096]
-    assert [len(frame) for frame in sent(opened(), bytes(4097))] == [FRAME_BYTES, 48 + 49]
-    assert [len(frame) for frame in sent(opened(), bytes(FRAGMENT_BYTES + 4096))] == [FRAME_BYTES, 48 + 4096]
+    assert [len(frame) for frame in sent(opened(), bytes(LARGEST))] == [48 + LARGEST]
+    assert [len(frame) for frame in sent(opened(), bytes(LARGEST + 1))] == [FRAME_BYTES, 48 + 49]
+    assert [len(frame) for frame in sent(opened(), bytes(FRAGMENT_BYTES + LARGEST))] == [FRAME_BYTES, 48 + LARGEST]
     a, b = pair(packed=True)
     receiver, endpoint = b.endpoint(4001), a.endpoint(4000)
-    messages = [bytes(4096), b"x", bytes(FRAGMENT_BYTES + 4096), b"y", bytes(4096)]
+    messages = [bytes(LARGEST), b"x", bytes(FRAGMENT_BYTES + LARGEST), b"y", bytes(LARGEST)]
     for message in messages:
         endpoint.submit(message, PEER)
     settle(a, b)
@@ -147,7 +160,7 @@ def test_an_operation_goes_before_its_message_and_behind_the_last_one() -> None:
     assert endpoint.submit_operation(b"with it", a.path, 4001, add) == SENT
     endpoint.submit(b"behind", PEER)
     a.kick()
-    assert a.rings.in_flight == 2 + 1 + 3  # before, the operation, the rest; a map is three frames
+    assert a.rings.in_flight == 1 + 1 + 1 + 1  # a map, what goes before, the operation, and what goes with it and behind
     settle(a, b)
     assert received(receiver) == [b"before", b"with it", b"behind"]
     assert add.status == 0
@@ -172,7 +185,7 @@ def test_full_rings_pack_what_waits() -> None:
     receiver = b.endpoint(4001)
     settle(a, b)
     endpoint = a.endpoint(4000)
-    expected = [b"%d" % number for number in range(300)]
+    expected = [b"%d" % number for number in range(1000)]
     for message in expected:
         endpoint.submit(message, PEER)
         a.kick()
@@ -227,7 +240,7 @@ WRONG = {
     "a second payload that is cut off": (join_messages(GOOD, frames_of(2, b"cut off")[0])[:-1], "bad_fragment"),
     "a map behind": (join_messages(GOOD, map_frames()[0][:1048]), "bad_fragment"),
     "something behind a map": (map_frames(fragment_bytes=FRAGMENT_BYTES)[0] + GOOD[:48], "bad_fragment"),
-    "the beginning of a long message behind": (join_messages(GOOD, frames_of(2, bytes(100), length=9000)[0]), "bad_fragment"),
+    "the beginning of a long message behind": (join_messages(GOOD, frames_of(2, bytes(100), length=30000)[0]), "bad_fragment"),
     "another checksum behind": (join_messages(GOOD, GOOD[:30] + b"\1\1" + GOOD[32:]), "bad_checksum"),
     "a second message of 4 GiB": (join_messages(GOOD, frames_of(2, b"x", length=0xFFFFFFFF)[0]), "bad_length"),
 }
@@ -259,7 +272,7 @@ def test_acknowledgements_alone_are_as_ever() -> None:
     assert side.counter("recv_ack_only") == 1
 
 
-sizes = st.lists(st.integers(0, 200) | st.integers(3900, 4200) | st.integers(0, 20000), max_size=40)
+sizes = st.lists(st.integers(0, 200) | st.integers(3900, 4200) | st.integers(16200, 16500) | st.integers(0, 60000), max_size=40)
 
 
 @given(sizes)
@@ -268,7 +281,7 @@ def test_any_messages(sizes: list[int]) -> None:
     side = opened(send_slots=1024)
     messages = [bytes([number]) * size for number, size in enumerate(sizes)]
     frames = sent(side, *messages)
-    assert all(len(frame) <= 48 + 4096 for frame in frames)
+    assert all(len(frame) <= 48 + LARGEST for frame in frames)
     parts = split_frames(frames)
     whole = dict.fromkeys(range(1, len(messages) + 1), b"")
     for sequence, part in (part for frame in parts for part in frame):

@@ -17,7 +17,7 @@ from ringskit import operation, pair, relink, settle, use_credits  # noqa: E402
 
 PORTS = (4000, 4001)
 OPERATIONS_PORT = 4002  # of messages behind operations: they are not sent again, so some are lost
-SIZES = [0, 1, 100, 4048, 4095, 4096, 4097, 9000, 20000]
+SIZES = [0, 1, 100, 4048, 4095, 4096, 4097, 9000, 16336, 16384, 16385, 20000]
 HOSTS = "10.0.0.1", "10.0.0.2"
 ends = st.integers(0, 1)
 few = st.integers(1, 6)

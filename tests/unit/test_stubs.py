@@ -183,6 +183,7 @@ def right() -> dict[str, Any]:
     values["fence"] = False
     values["tos"] = 5
     values |= {"depth": 8, "fd": 0, "available": 1, "owed": 1, "send_slots": 8, "receive_slots": 8, "max_inline_bytes": 0, "lkey": 77}
+    values["packed"] = False
     values |= {"send_depth": 8, "receive_depth": 8, "automatic": True, "sink": True}
     values |= {"memory": ctypes.addressof(MEMORY), "memory_bytes": len(MEMORY)}
     if "fake_nic" in MODULES:

@@ -13,7 +13,8 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import trio
 
@@ -25,7 +26,6 @@ from rdsx.transports.signal import Signal
 from rdsx.transports.verbs.device import OpenDevice, PortHandler, QueuePair, QueueSizes
 from rdsx.transports.verbs.identifier import CmEvent, EventChannel, Identifier
 from rdsx.wire.cm_data import (
-    PACKED_FRAGMENT_BYTES,
     PORT_IPV4,
     PORT_IPV6,
     REJECT_DATA,
@@ -37,7 +37,7 @@ from rdsx.wire.cm_data import (
     parse_cm_data_untrusted,
 )
 
-__all__ = ["CmConnection", "ConnectRequest", "ConnectionManager", "Listener"]
+__all__ = ["CmConnection", "ConnectRequest", "ConnectionManager", "Listener", "Offer", "Receiver"]
 
 RESOLVE_TIMEOUT_MS = 5000  # of the address, and of the route: rds_rdma's
 CLOSE_S = 1.0  # for the other tasks of a node to let go of their connections
@@ -48,7 +48,6 @@ RETRY_COUNT = (
 RNR_RETRY_COUNT = 7  # for ever: a receive ring that runs dry is no error
 PORT_UNKNOWN = 8  # the CM's reason for a rejection: "invalid service ID", nobody listens
 
-Prepare: TypeAlias = Callable[[QueuePair], int | None]
 Refused: TypeAlias = Callable[[str, str], None]
 
 # What ends a connection, and the name under which that is counted.
@@ -66,6 +65,24 @@ ENDINGS = {
 def cm_port(host: Host) -> int:
     """Where RDS listens: it tells the other end, too, which form the private data has."""
     return PORT_IPV6 if host.is_ipv6 else PORT_IPV4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What one end says of its receives as a connection is made; see `CmData`."""
+
+    fragment_bytes: int = 0
+    credit: int = 0
+
+
+class Receiver(Protocol):
+    """What posts the receives of a queue pair."""
+
+    def offer(self, pair: QueuePair) -> Offer:
+        """Get ready; what the peer is to be told. Receives can be posted from now on."""
+
+    def post(self, peer: CmData) -> None:
+        """The peer has said this, and nothing has come yet: the last moment to post receives."""
 
 
 class ConnectionManager:
@@ -117,13 +134,11 @@ class ConnectionManager:
         await trio.lowlevel.checkpoint()
         return Listener(self, local)
 
-    async def connect(self, local: Host, remote: Host, *, prepare: Prepare, tos: int = 0, ack_seq: int = 0) -> CmConnection:
-        """Ask `remote` for a connection.
+    async def connect(self, local: Host, remote: Host, receiver: Receiver, *, tos: int = 0, ack_seq: int = 0) -> CmConnection:
+        """Ask `remote` for a connection, whose receives `receiver` posts.
 
-        `prepare` is called with the queue pair when receives can be posted, and must post them; it returns how many of them the other end
-        is to count as credits, 0 or None where they are not counted. `ack_seq`: the last sequence number that
-        was received from this peer. OSError if there is no connection now; WireError if the answer is no RDS. Cancelled: there is none, and
-        the other end is told so.
+        `ack_seq`: the last sequence number that was received from this peer. OSError if there is no connection now; WireError if the
+        answer is no RDS. Cancelled: there is none, and the other end is told so.
         """
         identifier = self.channel.identifier()
         pair: QueuePair | None = None
@@ -138,9 +153,14 @@ class ConnectionManager:
             device = self.device(identifier)
             pair = device.queue_pair(self.sizes)
             pair.to_init(identifier.cmid)
-            credit = prepare(pair) or 0
+            offer = receiver.offer(pair)
             data = CmData(
-                sender=local.ip, receiver=remote.ip, tos=tos, fragment_bytes=PACKED_FRAGMENT_BYTES, ack_seq=ack_seq, credit=credit
+                sender=local.ip,
+                receiver=remote.ip,
+                tos=tos,
+                fragment_bytes=offer.fragment_bytes,
+                ack_seq=ack_seq,
+                credit=offer.credit,
             )
             _bridge.connect(
                 identifier.pointer,
@@ -154,6 +174,7 @@ class ConnectionManager:
             response = await expect(identifier, "CONNECT_RESPONSE", remote)
             reply = parse_cm_data_untrusted(response.private_data, is_ipv6=remote.is_ipv6)
             version = accepted_version(reply)
+            receiver.post(reply)
             pair.to_ready(identifier.cmid)
             _bridge.establish(identifier.pointer)
             return CmConnection(identifier, pair, local, remote, version, tos, reply)
@@ -259,8 +280,8 @@ class ConnectRequest:
                 "bad_private_data", f"the request names {named[0]} and {named[1]}, and comes from {self.remote.key} to {local.key}"
             )
 
-    async def accept(self, *, prepare: Prepare, ack_seq: int = 0) -> CmConnection:
-        """Grant it. `prepare` and `ack_seq` as in `ConnectionManager.connect()`; messages may come before this returns.
+    async def accept(self, receiver: Receiver, *, ack_seq: int = 0) -> CmConnection:
+        """Grant it. `receiver` and `ack_seq` as in `ConnectionManager.connect()`; messages may come before this returns.
 
         OSError if the peer has given up meanwhile, or does not confirm. Cancelled: the peer is told that there is no connection.
         """
@@ -272,16 +293,17 @@ class ConnectRequest:
             pair = device.queue_pair(self._manager.sizes)
             pair.to_init(identifier.cmid)
             pair.to_ready(identifier.cmid)
-            credit = prepare(pair) or 0
+            offer = receiver.offer(pair)
+            receiver.post(self.data)
             pair.established_early = lambda: notify_established(identifier)
             data = CmData(
                 sender=self.local.ip,
                 receiver=self.remote.ip,
                 version=self.version,
                 tos=self.data.tos,
-                fragment_bytes=PACKED_FRAGMENT_BYTES,
+                fragment_bytes=offer.fragment_bytes,
                 ack_seq=ack_seq,
-                credit=credit,
+                credit=offer.credit,
             )
             _bridge.accept(
                 identifier.pointer,

@@ -11,21 +11,22 @@ import ctypes
 import logging
 import mmap
 from collections.abc import Iterable
+from functools import partial
 
 import trio
 
 from rdsx import _bridge
 from rdsx._fast import Path
-from rdsx._rings import Rings, ring_bytes, verbs_nic
+from rdsx._rings import MIN_SLOTS, PACKED_SLOTS, Rings, ring_bytes, verbs_nic
 from rdsx.addresses import Host
 from rdsx.config import NodeConfig
 from rdsx.moves import Changes
 from rdsx.transports.base import LinkOwner
 from rdsx.transports.local import watch_addresses
-from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Refused
+from rdsx.transports.verbs.cm import CmConnection, ConnectionManager, ConnectRequest, Listener, Offer, Refused
 from rdsx.transports.verbs.device import IBV_ACCESS_LOCAL_WRITE, OpenDevice, QueuePair, QueueSizes, keep_over_fork, translated
 from rdsx.transports.verbs.link import VerbsLink
-from rdsx.wire.cm_data import PACKED_FRAGMENT_BYTES
+from rdsx.wire.cm_data import PACKED_FRAGMENT_BYTES, CmData
 from rdsx.wire.info import IbConnectionInfo
 
 __all__ = ["VerbsConnection", "VerbsListener", "VerbsNetwork"]
@@ -36,8 +37,7 @@ HEADER_BYTES = 48  # sent inline where the device can: it then need not fetch it
 
 
 class RingMemory:
-    """The memory of one connection's rings, and the rings. Called with the queue pair as soon as receives can be posted; returns the
-    credits to announce."""
+    """The memory of one connection's rings, and the rings as soon as it is known what the peer can do. A `cm.Receiver`."""
 
     def __init__(self, path: Path, *, flow_control: bool) -> None:
         self.rings: Rings | None = None
@@ -45,7 +45,8 @@ class RingMemory:
         self._flow_control = flow_control
         self._closing = contextlib.ExitStack()
 
-    def __call__(self, pair: QueuePair) -> int:
+    def offer(self, pair: QueuePair) -> Offer:
+        """Register the memory."""
         from pyverbs.mr import MR
 
         size = ring_bytes(pair.sizes.send_wr, pair.sizes.recv_wr)
@@ -57,7 +58,8 @@ class RingMemory:
             region = keep_over_fork(MR(pair.device.pd, size, IBV_ACCESS_LOCAL_WRITE, address))
         del view
         self._closing.callback(region.close)
-        self.rings = Rings(
+        self._make_rings = partial(
+            Rings,
             self._path,
             verbs_nic(pair.pointer, pair.send_cq, pair.recv_cq, pair.comp_channel, *_bridge.cq_event_functions()),
             memory=address,
@@ -67,8 +69,19 @@ class RingMemory:
             receive_slots=pair.sizes.recv_wr,
             max_inline_bytes=pair.inline_bytes,
         )
+        self._can_pack = min(pair.sizes.send_wr, pair.sizes.recv_wr) >= PACKED_SLOTS * MIN_SLOTS
+        credit = pair.sizes.recv_wr if self._flow_control else 0
+        return Offer(fragment_bytes=PACKED_FRAGMENT_BYTES if self._can_pack else 0, credit=credit)
+
+    def post(self, peer: CmData) -> None:
+        """Make the rings as both ends can have them, and post their receives."""
+        packed = self._can_pack and peer.fragment_bytes == PACKED_FRAGMENT_BYTES
+        self.rings = self._make_rings(packed=packed)
         self.rings.post_receives()
-        return self.rings.offer_credits() if self._flow_control else 0
+        if self._flow_control:
+            self.rings.offer_credits()
+            if peer.credit:
+                self.rings.use_credits(max(1, peer.credit // PACKED_SLOTS) if packed else peer.credit)
 
     def close(self) -> None:
         """The queue pair must be closed. Twice is harmless."""
@@ -84,10 +97,6 @@ class VerbsConnection:
         self._connection = connection
         self._memory = memory
         self._rings = memory.rings
-        if connection.peer_data.fragment_bytes == PACKED_FRAGMENT_BYTES:
-            self._rings.pack_frames()
-        if self._rings.offered and connection.peer_data.credit:
-            self._rings.use_credits(connection.peer_data.credit)
 
     async def wait_ended(self) -> str:
         return await self._connection.wait_ended()
@@ -193,7 +202,7 @@ class VerbsNetwork:
         `ConnectionManager.connect()`."""
         memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
-            return VerbsConnection(await self.manager.connect(local, remote, prepare=memory, tos=path.tos), memory)
+            return VerbsConnection(await self.manager.connect(local, remote, memory, tos=path.tos), memory)
         except BaseException:
             memory.close()
             raise
@@ -202,7 +211,7 @@ class VerbsNetwork:
         """Grant a request, for `path`. OSError and cancellation as `ConnectRequest.accept()`."""
         memory = RingMemory(path, flow_control=self._config.flow_control)
         try:
-            return VerbsConnection(await request.accept(prepare=memory), memory)
+            return VerbsConnection(await request.accept(memory), memory)
         except BaseException:
             memory.close()
             raise
