@@ -3,7 +3,7 @@ messages.
 
 Knows devices only as six functions and four addresses (`Nic`), so a test puts a fake one there. Knows no sockets, tasks or clocks, and
 nothing of who made the queue pair: the link that owns a `Rings` waits for the completion channel. A frame is a header and up to 4 KiB of
-payload, side by side in one slot of registered memory, or between rdsx nodes several small messages one behind the other; payloads are
+payload, side by side in one slot of registered memory; between rdsx nodes up to 16 KiB, or several messages one behind the other. Payloads are
 copied into slots and out of them, so of a user's memory only that of one-sided operations is ever in a device's hands, under a lease.
 Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work request names it; what a
 peer sends can break the link, and nothing else.
