@@ -135,7 +135,7 @@ cdef class Rings:
     cdef uint32_t slot_bytes                    # of memory for each slot
     cdef readonly uint32_t fragment_bytes       # payload of each frame of a message but the last: both ends have the same
     cdef uint32_t max_fragment_bytes            # ... and of the last one at most
-    cdef int poll_batch                         # completions taken from the receive queue at once
+    cdef int poll_batch                         # completions taken from the receive queue at once: as many bytes with slots of any size
     cdef uint32_t signal_every                  # one frame in so many is signalled
     # sending
     cdef uint32_t unsignalled                   # frames since the last signalled one

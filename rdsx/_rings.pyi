@@ -18,7 +18,7 @@ def verbs_nic(qp: int, send_cq: int, recv_cq: int, channel: int, get_cq_event: i
 MIN_SLOTS: int
 """Of a ring at least."""
 PACKED_SLOTS: int
-"""Slots that make one for packed frames."""
+"""So many slots of a ring make one where frames are packed."""
 
 def ring_bytes(send_slots: int, receive_slots: int) -> int:
     """How much registered memory rings of these sizes need: 4,160 bytes a slot."""
@@ -101,8 +101,8 @@ class Rings:
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
     def offer_credits(self) -> int:
-        """How many receives are posted, to be announced to the peer as the connection is made. Credits are counted if it announces some,
-        too: use_credits(); or if its first frame grants some."""
+        """What is posted is announced to the peer as the connection is made; returns how many receives that are. Credits are counted if it
+        announces some, too: use_credits(); or if its first frame grants some."""
     def use_credits(self, available: int) -> None:
         """Both ends announced credits: `available`, at least 1, is the peer's announcement, of which no more than 65,535 count; ours is
         what is posted. Before the first frame."""

@@ -309,6 +309,37 @@ async def nodes_lose_their_device() -> None:
     await connects_and_talks()
 
 
+async def nodes_agree_on_frames_and_credits() -> None:
+    """Frames of 16 KiB where the rings of both have room for them, else of 4 KiB; credits where both count; many times each ring in all."""
+    small = {"send_ring_slots": 8, "receive_ring_slots": 8}
+    least = {"send_ring_slots": 16, "receive_ring_slots": 16}
+    for left, right, frames in (({}, {}, 5), (least, {}, 5), (least, least, 5), (small, {}, 16), ({}, small, 16), (small, small, 16)):
+        for counting in ((), (LEFT,), (LEFT, RIGHT)):
+            configs = [rdsx.NodeConfig(**rings, flow_control=host in counting) for rings, host in ((left, LEFT), (right, RIGHT))]
+            await talk_in_frames(configs, frames, has_credits=len(counting) == 2)
+
+
+async def talk_in_frames(configs: list[rdsx.NodeConfig], frames: int, *, has_credits: bool) -> None:
+    """20 messages of 64 KiB each way, each in so many frames."""
+    async with (
+        rdsx.open_node(LEFT.key, transport="verbs", config=configs[0]) as a,
+        rdsx.open_node(RIGHT.key, transport="verbs", config=configs[1]) as b,
+        trio.open_nursery() as nursery,
+    ):
+        with await a.bind(4000) as left, await b.bind(4000) as right:
+            messages = [bytes([number]) * 65536 for number in range(20)]
+            for sock, host in ((left, RIGHT), (right, LEFT)):
+                nursery.start_soon(sock.sendmmsg, [(message, (host.key, 4000)) for message in messages])
+            for sock in (left, right):
+                assert [await sock.recv() for _ in messages] == messages
+                await sock.flush()
+            for node in (a, b):
+                counters = node.statistics().counters
+                rest = counters["verbs_frames_sent"] - frames * len(messages)
+                assert 0 < rest < frames * len(messages), f"maps, acknowledgements and grants: {rest}"
+                assert (counters.get("ib_rx_credit_updates", 0) > 0) == has_credits
+
+
 def device_file(name: str) -> Path:
     (found,) = [path for path in Path("/sys/class/infiniband_verbs").glob("uverbs*") if (path / "ibdev").read_text().strip() == name]
     return Path("/dev/infiniband", found.name)
@@ -395,6 +426,7 @@ CASES = [
     survives_a_fork,
     knows_closed_and_foreign_objects,
     tells_of_a_port,
+    nodes_agree_on_frames_and_credits,
     nodes_lose_their_device,
     loses_its_device,
 ]
