@@ -139,6 +139,14 @@ def test_a_message_of_16_kib_is_one_frame() -> None:
     assert received(receiver) == messages
 
 
+def test_three_messages_of_4_kib_are_one_frame() -> None:
+    """The fourth would go beyond its 16,384 bytes; for frames of kernels 4,096 bytes are one, and 4,097 two."""
+    assert [len(frame) for frame in sent(opened(), *[bytes(4096)] * 4)] == [3 * (48 + 4096), 48 + 4096]
+    assert [len(frame) for frame in sent(opened(), bytes(4097))] == [48 + 4097]
+    assert [len(frame) for frame in sent(ringskit.opened(), bytes(4096))] == [48 + 4096]
+    assert [len(frame) for frame in sent(ringskit.opened(), bytes(4097))] == [48 + 4096, 48 + 1]
+
+
 def test_a_frame_that_grows_goes_inline_no_more() -> None:
     side = opened(inline=60)
     endpoint = side.endpoint(4000)
@@ -240,6 +248,7 @@ WRONG = {
     "a second payload that is cut off": (join_messages(GOOD, frames_of(2, b"cut off")[0])[:-1], "bad_fragment"),
     "a map behind": (join_messages(GOOD, map_frames()[0][:1048]), "bad_fragment"),
     "something behind a map": (map_frames(fragment_bytes=FRAGMENT_BYTES)[0] + GOOD[:48], "bad_fragment"),
+    "the beginning of a message of 9,000 bytes behind": (join_messages(GOOD, frames_of(2, bytes(100), length=9000)[0]), "bad_fragment"),
     "the beginning of a long message behind": (join_messages(GOOD, frames_of(2, bytes(100), length=30000)[0]), "bad_fragment"),
     "another checksum behind": (join_messages(GOOD, GOOD[:30] + b"\1\1" + GOOD[32:]), "bad_checksum"),
     "a second message of 4 GiB": (join_messages(GOOD, frames_of(2, b"x", length=0xFFFFFFFF)[0]), "bad_length"),
