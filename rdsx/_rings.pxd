@@ -131,7 +131,7 @@ cdef class Rings:
     cdef unsigned char* send_memory
     cdef uint32_t max_inline_bytes              # frames up to this are copied into the work request
     cdef readonly bint solicited_only           # the receive queue wakes us for solicited completions only
-    cdef readonly bint packed                   # both ends send packed frames; then PACKED_SLOTS of the caller's slots are one
+    cdef bint packed                            # both ends send packed frames; then PACKED_SLOTS of the caller's slots are one
     cdef uint32_t slot_bytes                    # of memory for each slot
     cdef readonly uint32_t fragment_bytes       # payload of each frame of a message but the last: both ends have the same
     cdef uint32_t max_fragment_bytes            # ... and of the last one at most

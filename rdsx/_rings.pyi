@@ -15,10 +15,10 @@ def verbs_nic(qp: int, send_cq: int, recv_cq: int, channel: int, get_cq_event: i
     others than what they are said to be crash.
     """
 
-MIN_SLOTS: int
-"""Of a ring at least."""
 PACKED_SLOTS: int
 """So many slots of a ring make one where frames are packed."""
+MIN_PACKED_SLOTS: int
+"""So many a ring must have for that."""
 
 def ring_bytes(send_slots: int, receive_slots: int) -> int:
     """How much registered memory rings of these sizes need: 4,160 bytes a slot."""
@@ -62,7 +62,6 @@ class Rings:
     credits: Credits | None
     offered: bool
     solicited_only: bool
-    packed: bool
     fragment_bytes: int
     acking: bool
     blocked: bool
@@ -101,11 +100,11 @@ class Rings:
     def post_receives(self) -> int:
         """Post every free receive slot in one list; returns how many. Once before the connection is made: poll() does it from then on."""
     def offer_credits(self) -> int:
-        """What is posted is announced to the peer as the connection is made; returns how many receives that are. Credits are counted if it
-        announces some, too: use_credits(); or if its first frame grants some."""
+        """What is posted is announced to the peer as the connection is made; returns how many receives of 4 KiB that are. Credits are
+        counted if it announces some, too: use_credits(); or if its first frame grants some."""
     def use_credits(self, available: int) -> None:
-        """Both ends announced credits: `available`, at least 1, is the peer's announcement, of which no more than 65,535 count; ours is
-        what is posted. Before the first frame."""
+        """Both ends announced credits: `available`, at least 1, is the peer's announcement, in receives of 4 KiB, so a quarter of it counts
+        where frames are packed, and no more than 65,535; ours is what is posted. Before the first frame."""
     def transmit(self) -> int:
         """Post what the path has to send, as far as there are slots and credits, with one doorbell; returns how many work requests.
 

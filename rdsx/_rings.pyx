@@ -3,8 +3,8 @@ messages.
 
 Knows devices only as six functions and four addresses (`Nic`), so a test puts a fake one there. Knows no sockets, tasks or clocks, and
 nothing of who made the queue pair: the link that owns a `Rings` waits for the completion channel. A frame is a header and up to 4 KiB of
-payload, side by side in one slot of registered memory; between rdsx nodes up to 16 KiB, or several messages one behind the other. Payloads are
-copied into slots and out of them, so of a user's memory only that of one-sided operations is ever in a device's hands, under a lease.
+payload, side by side in one slot of registered memory; between rdsx nodes up to 16 KiB, or several messages one behind the other. Payloads
+are copied into slots and out of them, so of a user's memory only that of one-sided operations is ever in a device's hands, under a lease.
 Invariants: frames complete in the order in which they were posted; a slot is written only while no posted work request names it; what a
 peer sends can break the link, and nothing else.
 """
@@ -64,9 +64,13 @@ cdef enum:
     NEW_MAP = 3
     BROKEN = 4
 
-cpdef enum:
+cdef enum:
     MIN_SLOTS = 4                   # of a ring
+    MAX_SLOTS = 32768               # largest power of two in the 16 bits that credits are counted in
+
+cpdef enum:
     PACKED_SLOTS = 4                # side by side, hold one packed frame
+    MIN_PACKED_SLOTS = PACKED_SLOTS * MIN_SLOTS
 
 cdef enum:
     SIGNAL_EVERY = 16               # the kernel signals every 17th frame (net.rds.ib.max_unsignaled_wr)
@@ -75,7 +79,6 @@ cdef enum:
     MAX_CREDITS = 65535             # the kernel counts them in 16 bits
     PACKED_FRAME_BYTES = PACKED_SLOTS * FRAGMENT_BYTES  # whole packets, whatever the path MTU
     PACKED_ALIGNMENT = 8            # of each header in a packed frame
-    MAX_SLOTS = 32768               # largest power of two in the 16 bits that credits are counted in
 
 
 # == 1. the device ========================================================================================================
@@ -168,7 +171,7 @@ def ring_bytes(uint32_t send_slots, uint32_t receive_slots):
 cdef class Rings:
     def __cinit__(self, Path path not None, Nic nic not None, *, uintptr_t memory, uint64_t memory_bytes, uint32_t lkey,
                   uint32_t send_slots=256, uint32_t receive_slots=1024, uint32_t max_inline_bytes=0, bint packed=False):
-        cdef uint32_t slots, fragments, joined = PACKED_SLOTS if packed else 1, least = joined * MIN_SLOTS
+        cdef uint32_t slots, fragments, joined = PACKED_SLOTS if packed else 1, least = MIN_PACKED_SLOTS if packed else MIN_SLOTS
         for slots in (send_slots, receive_slots):
             if not least <= slots <= MAX_SLOTS:
                 raise ValueError(f"a ring has {least} to {MAX_SLOTS} slots, not {slots}")
@@ -241,17 +244,19 @@ cdef class Rings:
         return count
 
     def offer_credits(self):
-        """What is posted is announced to the peer; returns how much. Use_credits(), or a grant in the peer's first frame, says that it
-        counts."""
+        """What is posted is announced to the peer, in receives of 4 KiB; returns how many. Use_credits(), or a grant in the peer's first
+        frame, says that it counts."""
         self.offered = True
         self.solicited_only = False     # a sender in the middle of a message may wait for our credits
-        return self.receive_ring.in_use()
+        return self.receive_ring.in_use() * (PACKED_SLOTS if self.packed else 1)
 
     def use_credits(self, uint32_t available):
-        """Both ends count credits on this connection. `available`: what the peer grants us at first. What is posted is granted to it."""
+        """Both ends count credits on this connection. `available`: what the peer announced. What is posted is granted to it."""
         if available == 0:
             raise ValueError(f"a peer that counts credits grants 1 to {MAX_CREDITS} at first, not 0")
         self.offer_credits()
+        if self.packed:
+            available = max(1, available // PACKED_SLOTS)
         self.count_credits(min(available, <uint32_t>MAX_CREDITS), 0)
 
     cdef int count_credits(self, uint32_t available, uint32_t owed) except -1:

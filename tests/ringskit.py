@@ -156,9 +156,9 @@ def pair(**changes: Any) -> tuple[RingSide, RingSide]:
 
 def use_credits(a: RingSide, b: RingSide) -> None:
     """As if both had announced what they have posted."""
-    posted = a.nic.posted_receives, b.nic.posted_receives
-    a.rings.use_credits(posted[1])
-    b.rings.use_credits(posted[0])
+    announced = a.rings.offer_credits(), b.rings.offer_credits()
+    a.rings.use_credits(announced[1])
+    b.rings.use_credits(announced[0])
 
 
 def relink(a: RingSide, b: RingSide) -> None:

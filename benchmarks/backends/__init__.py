@@ -49,7 +49,7 @@ class Backend:
     kernel_module: str = ""
     """Loaded while this is measured, and not while others are."""
     tool: str = ""
-    """With perftest's programs instead of processes of ours: "poll", or "events"; "frames": "poll", and the frames that rdsx would send."""
+    """With perftest's programs instead of processes of ours: "poll", or "events"; "frames": "poll", and the frames of kernels."""
 
     def missing(self) -> str:
         """What to install before it runs; "" if nothing is missing."""

@@ -174,6 +174,17 @@ def test_an_operation_goes_before_its_message_and_behind_the_last_one() -> None:
     assert add.status == 0
 
 
+@pytest.mark.parametrize(
+    ("announced", "credits"), [(1, 1), (3, 1), (4, 1), (7, 1), (8, 2), (1024, 256), (4 * 65535 + 3, 65535), (2**32 - 1, 65535)]
+)
+def test_a_quarter_of_what_is_announced_counts(announced: int, credits: int) -> None:
+    """It is in receives of 4 KiB, and so is what we announce."""
+    side = alone(packed=True)
+    assert side.rings.offer_credits() == 4 * side.nic.posted_receives
+    side.rings.use_credits(announced)
+    assert side.rings.credits.available == credits
+
+
 def test_a_frame_takes_one_credit() -> None:
     a, b = pair(packed=True)
     use_credits(a, b)

@@ -17,7 +17,7 @@ import trio
 
 from rdsx import _bridge
 from rdsx._fast import Path
-from rdsx._rings import MIN_SLOTS, PACKED_SLOTS, Rings, ring_bytes, verbs_nic
+from rdsx._rings import MIN_PACKED_SLOTS, Rings, ring_bytes, verbs_nic
 from rdsx.addresses import Host
 from rdsx.config import NodeConfig
 from rdsx.moves import Changes
@@ -69,19 +69,18 @@ class RingMemory:
             receive_slots=pair.sizes.recv_wr,
             max_inline_bytes=pair.inline_bytes,
         )
-        self._can_pack = min(pair.sizes.send_wr, pair.sizes.recv_wr) >= PACKED_SLOTS * MIN_SLOTS
+        self._can_pack = min(pair.sizes.send_wr, pair.sizes.recv_wr) >= MIN_PACKED_SLOTS
         credit = pair.sizes.recv_wr if self._flow_control else 0
         return Offer(fragment_bytes=PACKED_FRAGMENT_BYTES if self._can_pack else 0, credit=credit)
 
     def post(self, peer: CmData) -> None:
         """Make the rings as both ends can have them, and post their receives."""
-        packed = self._can_pack and peer.fragment_bytes == PACKED_FRAGMENT_BYTES
-        self.rings = self._make_rings(packed=packed)
+        self.rings = self._make_rings(packed=self._can_pack and peer.fragment_bytes == PACKED_FRAGMENT_BYTES)
         self.rings.post_receives()
         if self._flow_control:
             self.rings.offer_credits()
             if peer.credit:
-                self.rings.use_credits(max(1, peer.credit // PACKED_SLOTS) if packed else peer.credit)
+                self.rings.use_credits(peer.credit)
 
     def close(self) -> None:
         """The queue pair must be closed. Twice is harmless."""
